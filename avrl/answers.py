@@ -1,0 +1,112 @@
+"""The answer in words, made from the differences table and nothing else; what is not known is said too."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from avrl.comparison import FLOOR, READOUTS, UNSEEN, WHOLE, Protocol, ranks
+from avrl.tables import NOT_MEASURED, wide
+from avrl.verdicts import ABOVE, BELOW, HEADLINE, OUTSIDE, PIXELS, TWIN, UNDECIDED, Row, best_outside
+
+if TYPE_CHECKING:
+    from avrl.tables import Table
+
+
+def sentences(protocol: Protocol, differences: Table) -> list[str]:
+    """Whether pretraining helps, whether anything beats the pixels, and how the outside encoders compare."""
+    rows = wide(protocol.scores, [HEADLINE]).to_dicts()
+    found = differences.numbers
+    if not any(row["init"] == "trained" for row in rows):
+        return ["No encoder pretrained here has been scored.", *_floor(found, rows)]
+    return [*_twins(found, protocol), *_floor(found, rows), *_outside(found, rows)]
+
+
+def headline(protocol: Protocol) -> pl.DataFrame:
+    """One row of scores an encoder: cls where it has one; for encoders of single frames the difference."""
+    preferred = pl.col("readout").replace_strict(ranks(READOUTS), default=99, return_dtype=pl.Int64)
+    rows = protocol.scores.select("name", "init", "label", "readout", "pairing").unique(maintain_order=True)
+    first = rows.with_columns(_readout=preferred, _pairing=pl.col("pairing") != "diff")
+    return (
+        first.sort("_readout", "_pairing", "readout", "pairing", maintain_order=True)
+        .unique(["name", "init"], keep="first", maintain_order=True)
+        .select("label")
+    )
+
+
+def _twins(found: pl.DataFrame, protocol: Protocol) -> list[str]:
+    against = found.filter(against=TWIN, kind="trained")
+    heads = against.join(_labels(protocol), on=["name", "readout", "pairing"], how="semi", maintain_order="left")
+    said = []
+    for split, where in ((WHOLE, ""), (UNSEEN, " on unseen tasks")):
+        here = heads.filter(split=split)
+        parts = {verdict: here.filter(verdict=verdict) for verdict in (ABOVE, UNDECIDED, BELOW, NOT_MEASURED)}
+        measured, above = here.height - parts[NOT_MEASURED].height, parts[ABOVE].height
+        if measured:
+            what = "trained encoders stand" if measured > 1 else "trained encoder stands"
+            list_ = f": {_list(parts[ABOVE])}" if above else ""
+            said.append(f"{above} of {measured} {what} above the untrained twin in position R²{where}{list_}.")
+        said += [f"Undecided{where}: {_list(parts[UNDECIDED])}."] * (not parts[UNDECIDED].is_empty())
+        said += [f"Below the untrained twin{where}: {_list(parts[BELOW])}."] * (not parts[BELOW].is_empty())
+        missing = parts[NOT_MEASURED]
+        said += [f"Not measured against a twin{where}: {_list(missing)}."] * (not missing.is_empty())
+    whole = against.filter(split=WHOLE)
+    if whole.height > heads.filter(split=WHOLE).height:
+        counts = {verdict: whole.filter(verdict=verdict).height for verdict in (ABOVE, BELOW, UNDECIDED)}
+        tally = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+        said.append(f"Over all {whole.height} readouts of the trained encoders: {tally}.")
+    return said
+
+
+def _labels(protocol: Protocol) -> pl.DataFrame:
+    """The headline row of each trained encoder."""
+    trained = protocol.scores.filter(init="trained")
+    return trained.join(headline(protocol), on="label", how="semi").select("name", "readout", "pairing").unique()
+
+
+def _floor(found: pl.DataFrame, rows: list[Row]) -> list[str]:
+    here = found.filter(pl.col("difference").is_not_null(), against=PIXELS, split=WHOLE)
+    if here.is_empty():
+        return [f"Not measured against the pixel-difference floor ({FLOOR})."]
+    floor = next(row for row in rows if row["encoder"] == FLOOR and row["init"] == "none")
+    named = f"the pixel-difference floor ({FLOOR}, R² {_score(floor)})"
+    above = here.filter(verdict=ABOVE).sort("difference", descending=True, maintain_order=True)
+    if above.is_empty():
+        best = here.sort("difference", descending=True, maintain_order=True).head(1)
+        return [f"No encoder stands above {named}; nearest is {_list(best)}."]
+    rest = f" and {above.height - 3} more rows" if above.height > 3 else ""
+    return [f"Above {named}: {_list(above.head(3))}{rest}."]
+
+
+def _outside(found: pl.DataFrame, rows: list[Row]) -> list[str]:
+    best = best_outside(rows)
+    here = found.filter(pl.col("difference").is_not_null(), against=OUTSIDE, split=WHOLE)
+    if best is None or here.is_empty():
+        return ["Not measured against any outside encoder."]
+    top = here.sort("difference", descending=True, maintain_order=True).head(1)
+    words = {
+        ABOVE: "stands above it",
+        BELOW: "stands below it",
+        UNDECIDED: "is level with it within the interval",
+    }
+    verdict = words[top["verdict"].item()]
+    return [f"Best outside row: {best['label']} (R² {_score(best)}); our best, {_list(top)}, {verdict}."]
+
+
+def _list(rows: pl.DataFrame) -> str:
+    """Rows with their differences, as a list in a sentence."""
+    return ", ".join(
+        row["label"] + ("" if row["difference"] is None else f" ({_short(row, 'difference', '+.2f')})")
+        for row in rows.iter_rows(named=True)
+    )
+
+
+def _score(row: dict[str, Any]) -> str:
+    return _short({"low": row[f"{HEADLINE.name}_low"], "high": row[f"{HEADLINE.name}_high"], **row}, HEADLINE.name)
+
+
+def _short(row: dict[str, Any], name: str, form: str = ".2f") -> str:
+    """A number and its interval to two decimals: a sentence is no place for more."""
+    interval = "" if row["low"] is None or row["high"] is None else f" [{row['low']:{form}}, {row['high']:{form}}]"
+    return f"{row[name]:{form}}{interval}"

@@ -1,0 +1,207 @@
+"""Artifacts: finished directories with a manifest that is written last. No manifest, no artifact.
+
+The **key** is the SHA-256 of what was asked: stage, version, identity fields, digests of the inputs; it names
+the directory. The **digest** is the SHA-256 over the files that came out; it enters the children's keys.
+Training is not bit-stable on a GPU, so a re-trained checkpoint has the same key and another digest, and nobody
+can take features of the one for features of the other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from avrl.errors import IntegrityError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+SCRATCH = "scratch"  # a build's own temporary files; never published
+
+
+@dataclass(frozen=True)
+class File:
+    """One file of an artifact: path below its root, size in bytes, SHA-256 in hex."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Input:
+    """What an artifact was made from: its role, a readable reference and the digest of its content."""
+
+    role: str
+    ref: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The provenance of an artifact, as sorted JSON in ``manifest.json``.
+
+    Attributes:
+        stage: Stage that made it; also the noun that names its folder.
+        config: Identity fields of the request.
+        runtime: Fields that say how it was run; not part of the key.
+        facts: Counts and other findings of the build (episodes, frames, dropped, splits, device).
+        licence: Licence lines of the data it holds or derives from.
+    """
+
+    stage: str
+    version: int
+    key: str
+    digest: str
+    config: dict[str, Any]
+    runtime: dict[str, Any]
+    inputs: list[Input]
+    files: list[File]
+    facts: dict[str, Any]
+    licence: list[str]
+    packages: dict[str, str]
+    seconds: float
+    format: int = FORMAT
+
+    def input(self, role: str) -> Input:
+        """The input of this role.
+
+        Raises:
+            KeyError: the artifact has no such input.
+        """
+        for one in self.inputs:
+            if one.role == role:
+                return one
+        raise KeyError(role)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished directory and its manifest."""
+
+    root: Path
+    manifest: Manifest = field(repr=False)
+
+    @property
+    def ref(self) -> str:
+        """The readable name that the command line takes: ``egodex-part1-224px-1a2b3c4d5e6f``."""
+        return self.root.name
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the names and contents of its files."""
+        return self.manifest.digest
+
+    @property
+    def bytes(self) -> int:
+        """Sum of its files' sizes."""
+        return sum(file.bytes for file in self.manifest.files)
+
+
+def key_of(stage: str, version: int, identity: dict[str, Any], inputs: dict[str, str]) -> str:
+    """SHA-256 (hex) of what was asked; `inputs` maps a role to the digest of what fills it."""
+    asked = {"stage": stage, "version": version, "config": identity, "inputs": inputs}
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+
+def digest_of(files: list[File]) -> str:
+    """SHA-256 (hex) over the paths and contents of files, whatever their order."""
+    lines = sorted(f"{file.sha256}  {file.path}\n" for file in files)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 (hex) of a file's bytes; the GIL is released, so threads hash side by side."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def hash_files(root: Path) -> list[File]:
+    """List every file below a root but the manifest, sorted by path, with size and checksum."""
+    paths = sorted(path for path in _walk(root) if path != root / MANIFEST)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        sums = list(pool.map(sha256_of, paths))
+    return [
+        File(path.relative_to(root).as_posix(), path.stat().st_size, digest)
+        for path, digest in zip(paths, sums, strict=True)
+    ]
+
+
+def _walk(root: Path) -> list[Path]:
+    """Files below a root; a linked local folder (``fetch --from``) counts by its content."""
+    found = []
+    for folder, _, names in os.walk(root, followlinks=True):
+        found += [Path(folder) / name for name in names]
+    return found
+
+
+def publish(partial: Path, final: Path, manifest: Manifest) -> Artifact:
+    """Turn a finished partial directory into an artifact: fsync, manifest, fsync, rename, fsync parent.
+
+    A crash at any point leaves either the partial directory or the whole artifact, never something between.
+    """
+    shutil.rmtree(partial / SCRATCH, ignore_errors=True)
+    for file in manifest.files:
+        _fsync(partial / file.path)
+    write_durably(partial / MANIFEST, json.dumps(asdict(manifest), indent=1, sort_keys=True).encode())
+    final.parent.mkdir(parents=True, exist_ok=True)
+    partial.rename(final)
+    _fsync(final.parent)
+    return Artifact(final, manifest)
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write a file so that its name never shows a part of it: temporary name, fsync, rename, fsync folder."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(data)
+    _fsync(temporary)
+    temporary.rename(path)
+    _fsync(path.parent)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    # Some network file systems refuse to sync a folder; the rename is still atomic there.
+    with contextlib.suppress(OSError):
+        os.fsync(descriptor)
+    os.close(descriptor)
+
+
+def load(root: Path) -> Artifact:
+    """Read an artifact's manifest; its files are not touched (see `verify`).
+
+    Raises:
+        IntegrityError: the manifest is unreadable or of another format.
+    """
+    try:
+        values = json.loads((root / MANIFEST).read_bytes())
+        if values["format"] != FORMAT:
+            raise IntegrityError(
+                f"{root / MANIFEST} has format {values['format']}, this avrl reads {FORMAT}",
+                f"remove it with: rm -r {root}",
+            )
+        values["inputs"] = [Input(**one) for one in values["inputs"]]
+        values["files"] = [File(**one) for one in values["files"]]
+        return Artifact(root, Manifest(**values))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(f"{root / MANIFEST} is damaged: {error}", f"remove it with: rm -r {root}") from error
+
+
+def verify(artifact: Artifact) -> None:
+    """Compare every file with its size and checksum in the manifest.
+
+    Raises:
+        IntegrityError: a file is missing, shorter, longer or changed; the message names it.
+    """
+    for file in artifact.manifest.files:
+        path = artifact.root / file.path
+        if not path.is_file() or path.stat().st_size != file.bytes or sha256_of(path) != file.sha256:
+            raise IntegrityError(
+                f"{path} is not what its manifest says", f"rm -r {artifact.root} and run the verb again"
+            )

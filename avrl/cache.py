@@ -1,0 +1,113 @@
+"""The cache: ``<root>/<noun>/<slug>-<key>/``, a folder a stage. Any directory in it may be removed at any time.
+
+Nothing here guesses "the newest": a reference names exactly one artifact, or the candidates are listed.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from avrl.artifact import MANIFEST, Artifact, load
+from avrl.errors import DiskFullError, NotFoundError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+KEY_LENGTH = 12  # hex digits of the key in a directory's name: 48 bits, ample for one cache
+PARTIAL = ".partial-"
+
+
+@dataclass(frozen=True)
+class Cache:
+    """A folder of artifacts."""
+
+    root: Path
+
+    def path(self, stage: str, slug: str, key: str) -> Path:
+        """Where the artifact of this key lives, once it is finished."""
+        return self.root / stage / f"{slug}-{key[:KEY_LENGTH]}"
+
+    def partial(self, stage: str, slug: str, key: str) -> Path:
+        """Where the artifact of this key is built; a killed build goes on there."""
+        return self.root / stage / f"{PARTIAL}{slug}-{key[:KEY_LENGTH]}"
+
+    def find(self, stage: str, key: str) -> Artifact | None:
+        """The finished artifact of this key, whatever its slug."""
+        hits = [one for one in self.artifacts(stage) if one.manifest.key == key]
+        return hits[0] if hits else None
+
+    def artifacts(self, stage: str) -> list[Artifact]:
+        """All finished artifacts of a stage, sorted by name."""
+        folder = self.root / stage
+        if not folder.is_dir():
+            return []
+        roots = sorted(one for one in folder.iterdir() if not one.name.startswith("."))
+        return [load(one) for one in roots if (one / MANIFEST).is_file()]
+
+    def resolve(
+        self,
+        stage: str,
+        ref: str = "",
+        *,
+        where: Callable[[Artifact], bool] = lambda _: True,
+        what: str = "",
+        make: str = "",
+        option: str = "",
+    ) -> Artifact:
+        """The one artifact that a reference means.
+
+        Args:
+            stage: Noun of the folder to look in.
+            ref: A directory's name, the beginning of it, its key, or a path to it; empty means "the only one".
+            where: Further condition on the artifact.
+            what: What is looked for, in the user's words ("frames of egodex").
+            make: Command that would make such an artifact, for the error line.
+            option: Option that takes a reference, for the error line.
+
+        Raises:
+            NotFoundError: none fits, or more than one does; the candidates are listed.
+        """
+        what = what or stage
+        fits = [one for one in self.artifacts(stage) if where(one)]
+        if ref:
+            exact = [one for one in fits if ref in (one.ref, str(one.root))]
+            name = ref.rstrip("/").rsplit("/", 1)[-1]
+            fits = exact or [one for one in fits if one.ref.startswith(name) or one.manifest.key.startswith(name)]
+        if len(fits) == 1:
+            return fits[0]
+        if not fits:
+            named = f"no {what} named {ref!r}" if ref else f"no {what}"
+            raise NotFoundError(f"{named} in {self.root}", f"make it with: {make}" if make else "")
+        names = ", ".join(one.ref for one in fits)
+        raise NotFoundError(
+            f"{len(fits)} {what} fit in {self.root}: {names}",
+            f"name one with: {option} {fits[0].ref}" if option else "name one of them",
+        )
+
+    def require_space(self, needed: int, what: str) -> None:
+        """Refuse early what cannot fit on the cache's disk.
+
+        Raises:
+            DiskFullError: fewer bytes are free than needed, plus 1% for the file system's own use.
+        """
+        folder = self.root
+        while not folder.exists():
+            folder = folder.parent
+        free = shutil.disk_usage(folder).free
+        if needed * 1.01 > free:
+            raise DiskFullError(
+                f"{what} needs {size(needed)}, {folder} has {size(free)} free",
+                "name a larger disk with --cache DIR",
+            )
+
+
+def size(n_bytes: float) -> str:
+    """Bytes in decimal units, as disks and download pages count: ``321.6 GB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.2f} TB"

@@ -1,0 +1,151 @@
+"""Checkpoints: what training keeps. ``model.safetensors`` + ``config.json`` for good, snapshots to go on from.
+
+A snapshot directory is renamed into place after its ``state.json``, which carries the SHA-256 of its files, so
+an interrupted or rotten one is told from a good one. Retention runs after a snapshot is published, never before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from avrl.artifact import sha256_of, write_durably
+from avrl.errors import IntegrityError
+from avrl.objectives import Objective, create, modules
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from torch import Tensor
+    from torch.optim import Optimizer
+
+log = logging.getLogger(__name__)
+
+KEPT = 2  # snapshots that stay: if the newest is damaged, the one before it is still there
+
+
+def save(out: Path, objective: Objective, config: dict[str, Any]) -> None:
+    """Write ``model.safetensors`` and ``config.json`` (what `create` needs to build the network again)."""
+    save_file(modules(objective).state_dict(), out / "model.safetensors")
+    write_durably(out / "config.json", json.dumps(config, indent=1, sort_keys=True).encode())
+
+
+def load(root: Path, *, init: str = "trained") -> Objective:
+    """Build the network of a checkpoint.
+
+    Args:
+        root: Directory of a ``checkpoints`` artifact.
+        init: ``trained``, or ``random`` for its untrained twin: the very weights that training started from.
+
+    Raises:
+        IntegrityError: a file is missing or unreadable, or weights and network do not fit.
+    """
+    try:
+        config = json.loads((root / "config.json").read_bytes())
+        objective = build(config)
+        if init == "trained":
+            modules(objective).load_state_dict(load_file(root / "model.safetensors"))
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise IntegrityError(f"{root} is no checkpoint that this avrl can load: {error}") from error
+    modules(objective).eval().requires_grad_(False)
+    return objective
+
+
+def build(config: dict[str, Any]) -> Objective:
+    """A network with the weights that training with this config starts from."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config["seed"])
+        return create(
+            config["objective"],
+            size=config["size"],
+            image_size=config["image_size"],
+            loss_decay=config["loss_decay"],
+            mask_ratio=config["mask_ratio"],
+        )
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A point to go on from: the next global step and the log rows so far."""
+
+    step: int
+    rows: list[dict[str, float]]
+    window: list[float]
+
+
+def save_snapshot(folder: Path, objective: Objective, optimizer: Optimizer, snapshot: Snapshot) -> None:
+    """Publish ``<folder>/step-<n>``, then remove all but the newest `KEPT`."""
+    final = folder / f"step-{snapshot.step:09d}"
+    partial = folder / f".{final.name}.tmp"
+    for stale in (partial, final):
+        shutil.rmtree(stale, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save_file(modules(objective).state_dict(), partial / "model.safetensors")
+    save_file(_moments(objective, optimizer), partial / "optimizer.safetensors")
+    state = {
+        "step": snapshot.step,
+        "rows": snapshot.rows,
+        "window": snapshot.window,
+        "sha256": {path.name: sha256_of(path) for path in sorted(partial.iterdir())},
+    }
+    write_durably(partial / "state.json", json.dumps(state).encode())
+    partial.rename(final)
+    for old in sorted(folder.glob("step-*"))[:-KEPT]:
+        shutil.rmtree(old)
+
+
+def load_snapshot(folder: Path, objective: Objective, optimizer: Optimizer) -> Snapshot | None:
+    """Go on from the newest snapshot that verifies; older ones are tried if it does not. None: there is none.
+
+    Raises:
+        IntegrityError: snapshots are there, and every one of them is damaged.
+    """
+    found = sorted(folder.glob("step-*"), reverse=True)
+    for path in found:
+        try:
+            state = json.loads((path / "state.json").read_bytes())
+            for name, digest in state["sha256"].items():
+                if sha256_of(path / name) != digest:
+                    raise IntegrityError(f"{path / name} is not what its state.json says")
+            modules(objective).load_state_dict(load_file(path / "model.safetensors"))
+            _restore_moments(objective, optimizer, load_file(path / "optimizer.safetensors"))
+        except (OSError, ValueError, KeyError, RuntimeError, IntegrityError) as error:
+            log.warning("snapshot %s is damaged (%s); trying the one before it", path, error)
+            continue
+        log.info("going on from step %d", state["step"])
+        return Snapshot(state["step"], state["rows"], state["window"])
+    if found:
+        raise IntegrityError(
+            f"no snapshot in {folder} verifies", f"rm -r {folder} and run the same command: it starts over"
+        )
+    return None
+
+
+def _moments(objective: Objective, optimizer: Optimizer) -> dict[str, Tensor]:
+    """AdamW's state under the names of its parameters."""
+    flat = {}
+    for name, parameter in modules(objective).named_parameters():
+        for key, value in optimizer.state[parameter].items():
+            flat[f"{key}/{name}"] = torch.as_tensor(value)
+    return flat
+
+
+def _restore_moments(objective: Objective, optimizer: Optimizer, flat: dict[str, Tensor]) -> None:
+    parameters = dict(modules(objective).named_parameters())
+    for name, value in flat.items():
+        key, _, of = name.partition("/")
+        parameter = parameters[of]
+        # AdamW keeps its step count on the CPU whatever the device, unless it is fused or capturable.
+        optimizer.state[parameter][key] = value if key == "step" else value.to(parameter.device)
+
+
+def forget(folder: Path) -> None:
+    """Remove all snapshots, once the finished weights are written."""
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(folder)

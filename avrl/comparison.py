@@ -1,0 +1,174 @@
+"""Scores side by side: which numbers may be compared at all, in which order, under which names.
+
+Scores of different protocol fingerprints (data, split, samples, gap, target, solver) never share a table.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from avrl.errors import IntegrityError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+    from avrl.artifact import Artifact
+
+ID = ["encoder", "checkpoint", "init", "readout", "pairing"]
+ROW = [*ID, "scores"]  # `scores` is the artifact's ref: every number knows the run that made it
+KINDS = {"trained": "trained", "pretrained": "outside", "random": "untrained twin", "none": "floor"}
+READOUTS = ("cls", "patch-mean", "grid", "m", "p", "pool")
+FLOORS = ("mean", "state", "pixels-8", "pixels-16")
+FLOOR = "pixels-16"
+WHOLE, UNSEEN = "val", "val-unseen"
+
+_TEXT = ["probe", *ID, "target", "group", "dimension", "split", "metric", "fingerprint", "note"]
+_WHOLE_NUMBERS = ["dims", "gap", "n_train", "n_test", "episodes_train", "episodes_test"]
+_NUMBERS = ["gap_s", "value", "low", "high", "alpha"]
+SCORES: dict[str, Any] = {**dict.fromkeys(_TEXT, pl.String), **dict.fromkeys(_WHOLE_NUMBERS, pl.Int64)}
+SCORES |= dict.fromkeys(_NUMBERS, pl.Float64)
+EPISODES: dict[str, Any] = dict.fromkeys([*ID, "target", "dimension", "fingerprint"], pl.String)
+EPISODES |= {"gap": pl.Int64, "episode_index": pl.Int64, "seen": pl.Boolean}
+EPISODES |= dict.fromkeys(["n", "sse", "sum_y", "sum_yy"], pl.Float64)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Scores that may stand side by side.
+
+    Attributes:
+        fingerprint: 12 hex digits, shared by all rows.
+        slug: For file names, unique in the report.
+        title: In words.
+        apart: How it differs from the report's first protocol; empty for the first.
+        scores: Tidy scores, ordered for reading, with a `label` for each row of a table.
+        episodes: Sums of each test episode.
+    """
+
+    fingerprint: str
+    slug: str
+    title: str
+    apart: str
+    scores: pl.DataFrame
+    episodes: pl.DataFrame
+
+
+def read(artifacts: Iterable[Artifact]) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """All scores and all per-episode sums of some scores artifacts, each row with its artifact's ref.
+
+    Raises:
+        IntegrityError: a file cannot be read or lacks a column.
+    """
+    parts = [
+        (
+            _read(one.root / "scores.parquet", SCORES, one.ref),
+            _read(one.root / "episodes.parquet", EPISODES, one.ref),
+        )
+        for one in sorted(artifacts, key=lambda one: one.ref)
+    ]
+    return pl.concat([scores for scores, _ in parts]), pl.concat([episodes for _, episodes in parts])
+
+
+def _read(path: Path, schema: Mapping[str, Any], ref: str) -> pl.DataFrame:
+    try:
+        frame = pl.read_parquet(path)
+        frame = frame.select(pl.col(name).cast(kind) for name, kind in schema.items())
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise IntegrityError(f"{path}: {error}", f"rm -r {path.parent} and probe again") from error
+    texts = [name for name, kind in schema.items() if kind == pl.String]
+    numbers = [name for name, kind in schema.items() if kind == pl.Float64]
+    return frame.with_columns(pl.col(texts).fill_null(""), pl.col(numbers).fill_nan(None), scores=pl.lit(ref))
+
+
+def comparable(scores: pl.DataFrame, episodes: pl.DataFrame) -> list[Protocol]:
+    """Scores by protocol, the one with most encoders first; each says how it differs from the first."""
+    scores = _ordered(scores)
+    parts = {str(key[0]): part for key, part in scores.partition_by("fingerprint", as_dict=True).items()}
+    heads = {name: _head(part) for name, part in parts.items()}
+    ranked = sorted(
+        parts,
+        key=lambda name: (
+            -parts[name].select(ROW).n_unique(),
+            heads[name]["target"] != "reached",
+            heads[name]["gap"],
+            name,
+        ),
+    )
+    slugs = {name: _slug("{probe}-{target}-gap{gap}".format(**heads[name])) for name in ranked}
+    shared = Counter(slugs.values())
+    return [
+        Protocol(
+            name,
+            slugs[name] if shared[slugs[name]] == 1 else f"{slugs[name]}-{_slug(name)}",
+            "{probe}: {target} motion over {gap_s:.3g} s (gap {gap})".format(**heads[name]),
+            "" if name == ranked[0] else _apart(heads[name], heads[ranked[0]]),
+            _labelled(parts[name]),
+            episodes.filter(fingerprint=name),
+        )
+        for name in ranked
+    ]
+
+
+def _head(scores: pl.DataFrame) -> dict[str, Any]:
+    """What all rows of a protocol have in common, with the counts of the whole test split."""
+    whole = scores.filter(split=WHOLE)
+    return (scores if whole.is_empty() else whole).row(0, named=True)
+
+
+def _apart(head: dict[str, Any], first: dict[str, Any]) -> str:
+    fields = ["probe", "target", "gap", "n_train", "episodes_train", "episodes_test"]
+    found = [f"{name} {head[name]} (first: {first[name]})" for name in fields if head[name] != first[name]]
+    return "; ".join(found) or "other data, samples or solver, at the same gap and target"
+
+
+def _ordered(scores: pl.DataFrame) -> pl.DataFrame:
+    """Reading order: our encoders, each beside its untrained twin, then outside ones, then floors."""
+    rank = ranks(tuple(KINDS))
+    order = ["_family", "_floor", "encoder", "_readout", "readout", "pairing", "_checkpoint", "_init"]
+    return (
+        scores.with_columns(
+            _init=pl.col("init").replace_strict(rank, default=len(rank), return_dtype=pl.Int64),
+            _readout=pl.col("readout").replace_strict(ranks(READOUTS), default=99, return_dtype=pl.Int64),
+            # A twin that names no checkpoint stands behind all that it may be the twin of.
+            _checkpoint=pl.when(pl.col("checkpoint") == "").then(pl.lit("~")).otherwise("checkpoint"),
+            _floor=pl.col("encoder").replace_strict(ranks(FLOORS), default=99, return_dtype=pl.Int64),
+        )
+        .with_columns(_family=pl.col("_init").min().over("encoder"))
+        .sort(*order, "scores", maintain_order=True)  # stable, or two reports differ in bytes
+        .drop("_family", "_floor", "_readout", "_checkpoint", "_init")
+    )
+
+
+def ranks(names: tuple[str, ...]) -> dict[str, int]:
+    """Position of each name, for sorting."""
+    return {name: order for order, name in enumerate(names)}
+
+
+def _labelled(scores: pl.DataFrame) -> pl.DataFrame:
+    """Name each row so that no two share a label: by checkpoint or by scores artifact only where need be."""
+    floor = pl.col("init") == "none"
+    several = pl.col("checkpoint").n_unique().over("encoder", "init", "readout", "pairing") > 1
+    again = pl.col("scores").n_unique().over(ID) > 1
+    pairing = pl.when(pl.col("pairing").is_in(["concat", "diff"])).then(", " + pl.col("pairing")).otherwise(pl.lit(""))
+    name = pl.concat_str(
+        pl.col("encoder"),
+        pl.when(several & (pl.col("checkpoint") != ""))
+        .then("@" + pl.col("checkpoint").str.tail(6))
+        .otherwise(pl.lit("")),
+        pl.when(again).then("#" + pl.col("scores").str.tail(6)).otherwise(pl.lit("")),
+    )
+    kind = pl.col("init").replace(KINDS)
+    return scores.with_columns(name=name, kind=kind).with_columns(
+        label=pl.when(floor).then(pl.col("name")).otherwise(pl.format("{} · {}{}", "name", "readout", pairing))
+        + pl.when(pl.col("init") == "random").then(pl.lit(" (untrained)")).otherwise(pl.lit(""))
+    )
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-").lower()

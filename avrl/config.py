@@ -1,0 +1,112 @@
+"""Config: one frozen dataclass a stage, the only place where an option is declared.
+
+A field is ``name: Annotated[T, Opt("help", unit="px")] = default``. Command line, manifest, key and help text
+all derive from it. Fields marked ``runtime=True`` say how to run (workers, device); they are recorded in the
+manifest but are not part of the key. T is int, float, str, bool, Literal, ``X | None`` or ``tuple[X, ...]``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from avrl.errors import ConfigError
+
+if typing.TYPE_CHECKING:
+    from collections.abc import Mapping
+
+C = TypeVar("C")
+
+
+@dataclass(frozen=True)
+class Opt:
+    """What a user needs to know of an option.
+
+    Attributes:
+        help: One sentence without a full stop.
+        unit: Unit of the value, shown in the help ("px", "steps").
+        runtime: True if the value cannot change what is made.
+        flag: The option's name where it is not the field's.
+        hidden: True for a field that the command line fills in another way.
+    """
+
+    help: str
+    unit: str = ""
+    runtime: bool = False
+    flag: str = ""
+    hidden: bool = False
+
+
+@dataclass(frozen=True)
+class Field:
+    """One declared option: its name, its type without the annotation, its default and its `Opt`."""
+
+    name: str
+    type: Any
+    default: Any
+    opt: Opt
+
+
+def fields_of(config: type[Any]) -> list[Field]:
+    """The options of a config class, in the order of declaration.
+
+    Raises:
+        TypeError: a field has no `Opt` (a test walks every config, so this cannot reach a user).
+    """
+    hints = typing.get_type_hints(config, include_extras=True)
+    found = []
+    for field in dataclasses.fields(config):
+        bare, *extras = typing.get_args(hints[field.name]) or (hints[field.name],)
+        opt = next((extra for extra in extras if isinstance(extra, Opt)), None)
+        if opt is None:
+            raise TypeError(f"{config.__name__}.{field.name} has no Opt")
+        found.append(Field(field.name, bare, field.default, opt))
+    return found
+
+
+def as_json(config: object, *, runtime: bool) -> dict[str, Any]:
+    """The runtime fields of a config, or (``runtime=False``) the identity fields, as JSON values."""
+    wanted = [field for field in fields_of(type(config)) if field.opt.runtime is runtime]
+    return {field.name: plain(getattr(config, field.name)) for field in wanted}
+
+
+def plain(value: Any) -> Any:
+    """A config value as JSON would give it back: tuples become lists."""
+    return [plain(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+def from_json(config: type[C], values: Mapping[str, Any]) -> C:
+    """Make a config from JSON values (a saved manifest's), checking every type.
+
+    Raises:
+        ConfigError: an unknown field, or a value of the wrong type.
+    """
+    known = {field.name: field for field in fields_of(config)}
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise ConfigError(f"unknown field {unknown[0]!r} for {config.__name__}", f"known: {', '.join(known)}")
+    return config(**{name: parse(known[name].type, value, name) for name, value in values.items()})
+
+
+def parse(kind: Any, value: Any, name: str) -> Any:
+    """Check a JSON value against a declared type and return the Python value.
+
+    Raises:
+        ConfigError: the value is not of that type.
+    """
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal and value in args:
+        return value
+    if origin in (types.UnionType, typing.Union):
+        rest = next(arg for arg in args if arg is not type(None))
+        return None if value is None else parse(rest, value, name)
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(parse(args[0], item, name) for item in value)
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(kind, type) and type(value) is kind:
+        return value
+    raise ConfigError(f"{name}={value!r} is not a {getattr(kind, '__name__', kind)}")

@@ -1,0 +1,82 @@
+"""The training curve: ``log.parquet``, one row a window of steps, and the progress line on a terminal.
+
+Rows hold nothing that a clock decides, so that a resumed run writes the same file as an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from avrl.checkpoint import Snapshot
+from avrl.progress import bar
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from accelerate import Accelerator
+    from torch import Tensor
+
+ROWS = 1000  # of a run, whatever its length: a row is the mean over a window of steps
+
+
+class Curve:
+    """Means over windows of steps, summed on the device so that a step does not wait for a number.
+
+    Args:
+        total: Steps of the run.
+        steps_per_epoch: For the epoch column.
+        batch_size: For the samples column.
+        found: Snapshot to go on from.
+    """
+
+    def __init__(self, total: int, steps_per_epoch: int, batch_size: int, found: Snapshot | None) -> None:
+        self.total, self.steps_per_epoch, self.batch_size = total, steps_per_epoch, batch_size
+        self.window = max(1, math.ceil(total / ROWS))
+        self.rows: list[dict[str, float]] = list(found.rows) if found else []
+        self._sums: Tensor | None = torch.tensor(found.window, dtype=torch.float64) if found and found.window else None
+        self._bar: Any = None
+
+    def progress(self, first: int, rank: int) -> Any:
+        """A progress bar on rank 0's terminal."""
+        self._bar = bar("pretrain", self.total, "step", initial=first, hidden=rank > 0)
+        return self._bar
+
+    def add(self, step: int, losses: dict[str, Tensor], norm: Tensor, lr: float, accelerator: Accelerator) -> None:
+        """Count a step; at the end of a window all ranks' means become a row."""
+        values = torch.stack([losses["loss"], losses["error"], losses["reference"], norm]).detach().double().cpu()
+        self._sums = values if self._sums is None else self._sums + values
+        done = step + 1
+        if done % self.window and done != self.total:
+            return
+        sums = accelerator.reduce(self._sums.to(accelerator.device), "mean").tolist()
+        count = self.window if done % self.window == 0 else done % self.window
+        loss, error, reference, grad_norm = (value / count for value in sums)
+        self._sums = None
+        row = {
+            "step": done,
+            "epoch": done / self.steps_per_epoch,
+            "samples": done * self.batch_size,
+            "loss": loss,
+            "skill": 1 - error / reference if reference > 0 else math.nan,
+            "lr": lr,
+            "grad_norm": grad_norm,
+        }
+        self.rows.append(row)
+        if self._bar is not None:
+            rate = (self._bar.format_dict.get("rate") or 0) * self.batch_size
+            self._bar.set_postfix_str(f"loss {loss:.5f}, skill {row['skill']:.3f}, {rate:.0f} samples/s", refresh=False)
+
+    def snapshot(self, step: int, accelerator: Accelerator) -> Snapshot:
+        """The state of the log after so many steps, the same on every rank from here on."""
+        if self._sums is not None:
+            self._sums = accelerator.reduce(self._sums.to(accelerator.device), "mean").cpu()
+        return Snapshot(step, self.rows, [] if self._sums is None else self._sums.tolist())
+
+    def write(self, path: Path) -> None:
+        """Write ``log.parquet``: one row a window."""
+        import polars as pl
+
+        pl.DataFrame(self.rows).write_parquet(path)

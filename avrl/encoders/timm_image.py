@@ -1,0 +1,211 @@
+"""Any image model of timm as a frozen encoder: DINOv2, CLIP, SigLIP, ImageNet networks.
+
+Size, mean, standard deviation and interpolation come from timm's own data config of the model, never from a
+caller.
+Shapes: B samples, T=1 frame, H=W pixels, C=3 RGB, h w patches of the network's last map, D its dimensions.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from avrl.encoders import ENCODERS, weights
+from avrl.errors import ConfigError, IntegrityError
+from avrl.torchvision_ops import timm
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from torch import Tensor
+
+GRID = 3  # the `grid` readout keeps 3x3 places of the map
+CPU_CHUNK = 16  # frames at once on a CPU: EfficientNet-Lite0 does 58 frames/s so, 16 frames/s with 64 at once
+VIT_SIZE = 224  # px; 16x16 patches of 14 px (DINOv2, 518 px at home) or 14x14 of 16 px
+
+
+class ImageEncoder(nn.Module):
+    """A network that sees one frame, with the preparation of frames that it was trained with.
+
+    Transformers give ``cls`` (where they have such a token) and ``patch-mean`` (registers left out);
+    convolutional networks ``pool``, the mean of their last map; both ``grid``, the map averaged to 3x3 places
+    and flattened place by place. Output is made in inference mode: clone it before you train something on it.
+    """
+
+    paired = False
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, data: Mapping[str, Any]) -> None:
+        """`data` is as timm's data config: ``input_size`` (C, H, W), ``mean``, ``std``, ``interpolation``."""
+        super().__init__()
+        self.network = network
+        self.image_size: int = data["input_size"][-1]
+        # PIL's Lanczos and the rest have no antialiased twin in torch; bicubic is the nearest.
+        self.interpolation = "bilinear" if data["interpolation"] == "bilinear" else "bicubic"
+        self.register_buffer("mean", torch.tensor(data["mean"]).reshape(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(data["std"]).reshape(1, 3, 1, 1), persistent=False)
+        self.eval().requires_grad_(False)
+        # What a network gives is seen by looking: timm's `num_features` is not the last map's width for all
+        # of them.
+        black = torch.zeros(1, 1, self.image_size, self.image_size, 3, dtype=torch.uint8)
+        self.readouts: Mapping[str, int] = {name: z.shape[1] for name, z in self.encode(black).items()}
+
+    @torch.inference_mode()
+    def encode(self, frames_BTHWC: Tensor) -> dict[str, Tensor]:
+        """uint8 0..255 (B, 1, H, H, 3) -> one float32 (B, D) a readout.
+
+        Raises:
+            TypeError: the frames are not uint8.
+            ValueError: the frames are not square, or not one a sample.
+        """
+        chunks = [self._readouts(self.prepare(chunk)) for chunk in self._chunks(frames_BTHWC)]
+        return {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
+
+    @torch.inference_mode()
+    def patches(self, frames_BTHWC: Tensor) -> Tensor:
+        """uint8 0..255 (B, 1, H, H, 3) -> the last map, float32 (B, h, w, D). Raises as `encode`."""
+        chunks = self._chunks(frames_BTHWC)
+        return torch.cat([self._forward(self.prepare(chunk))[1] for chunk in chunks])
+
+    def _chunks(self, frames_BTHWC: Tensor) -> tuple[Tensor, ...]:
+        """Depthwise networks lose two thirds of their speed on a CPU when many frames leave its caches."""
+        return torch.split(frames_BTHWC, CPU_CHUNK) if self.mean.device.type == "cpu" else (frames_BTHWC,)
+
+    def _readouts(self, x_BCHW: Tensor) -> dict[str, Tensor]:
+        cls_BD, map_BhwD = self._forward(x_BCHW)
+        mean_BD = map_BhwD.mean((1, 2))
+        grid_BDhw = F.adaptive_avg_pool2d(map_BhwD.permute(0, 3, 1, 2), GRID)
+        grid_BD = grid_BDhw.permute(0, 2, 3, 1).flatten(1)
+        if not self._has_tokens():
+            return {"pool": mean_BD, "grid": grid_BD}
+        one = {} if cls_BD is None else {"cls": cls_BD}
+        return one | {"patch-mean": mean_BD, "grid": grid_BD}
+
+    def prepare(self, frames_BTHWC: Tensor) -> Tensor:
+        """uint8 0..255 (B, 1, H, H, 3) -> the network's input, float32 (B, 3, image_size, image_size).
+
+        timm's evaluation transform enlarges and cuts the border off (`crop_pct`). Not here: the frame store
+        has cut the frame already, and a hand or a gripper is often at the border. At the native size no pixel
+        is resampled.
+
+        Raises:
+            TypeError: the frames are not uint8.
+            ValueError: the frames are not square, or not one a sample.
+        """
+        if frames_BTHWC.dtype != torch.uint8:
+            raise TypeError(f"frames must be uint8 0..255, got {frames_BTHWC.dtype}")
+        _, T, H, W, C = frames_BTHWC.shape
+        if (T, C) != (1, 3) or H != W:
+            raise ValueError(f"frames must be (B, 1, H, H, 3), got {tuple(frames_BTHWC.shape)}")
+        x_BCHW = frames_BTHWC[:, 0].to(self.mean.device).permute(0, 3, 1, 2).float()
+        if self.image_size != H:
+            size = (self.image_size, self.image_size)
+            x_BCHW = F.interpolate(x_BCHW, size, mode=self.interpolation, antialias=True)
+            # Bicubic overshoots, and the models were trained on what PIL resized: bytes.
+            x_BCHW = x_BCHW.round_().clamp_(0, 255)
+        return x_BCHW.div_(255).sub_(self.mean).div_(self.std)
+
+    def _has_tokens(self) -> bool:
+        return hasattr(self.network, "num_prefix_tokens")
+
+    def _forward(self, x_BCHW: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Input -> (CLS token or None, last map (B, h, w, D)), float32."""
+        network: Any = self.network
+        y: Tensor = network.forward_features(x_BCHW).float()
+        if y.ndim == 4:
+            return None, y if getattr(network, "output_fmt", "NCHW") == "NHWC" else y.permute(0, 2, 3, 1)
+        prefix = getattr(network, "num_prefix_tokens", 0)
+        side = math.isqrt(y.shape[1] - prefix)
+        if not self._has_tokens() or side * side != y.shape[1] - prefix:
+            raise ConfigError(f"{type(network).__name__} gives {y.shape[1]} tokens that are no square of patches")
+        cls_BD = y[:, 0] if getattr(network, "cls_token", None) is not None else None
+        return cls_BD, y[:, prefix:].reshape(len(y), side, side, -1)
+
+
+def load(argument: str, init: str, weights_file: Path | None = None) -> ImageEncoder:
+    """A timm model by its name (``vit_base_patch14_dinov2.lvd142m``).
+
+    Args:
+        argument: timm's name, with the tag of the weights after the dot.
+        init: ``pretrained``, or ``random`` for the untrained twin (seeded; needs no weights).
+        weights_file: Weights in the layout of timm or of the model's authors, instead of the hub's.
+
+    Raises:
+        ConfigError: timm has no such model, or `init` is neither.
+        MissingError: the weights are not at hand.
+        IntegrityError: the weights do not fit the model.
+    """
+    path = weights.find(_name(argument), weights_file) if is_pretrained(init) else None
+    network = build(argument)
+    if path is not None:
+        classifiers = network.pretrained_cfg.get("classifier") or ()
+        classifiers = (classifiers,) if isinstance(classifiers, str) else classifiers
+        state = _translate(network, weights.read(path), f"{argument} ({path})")
+        weights.fit(network, state, f"{argument} ({path})", surplus=tuple(f"{one}." for one in classifiers))
+    return ImageEncoder(network, data_config(network))
+
+
+def build(argument: str) -> Any:
+    """The network without its classifier, with seeded random weights.
+
+    Raises:
+        ConfigError: timm has no such model.
+    """
+    if not timm.is_model(argument.split(".")[0]):
+        raise ConfigError(f"timm has no model {argument!r}", "see timm.list_models(pretrained=True)")
+    # Transformers are asked for 224 px, the side of our frames: position embeddings are resized, not the
+    # frames.
+    families = ["vision_transformer", "eva", "deit", "beit"]
+    vit = timm.models.is_model_in_modules(argument.split(".")[0], families)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return timm.create_model(argument, num_classes=0, **({"img_size": VIT_SIZE} if vit else {}))
+
+
+def data_config(network: Any) -> dict[str, Any]:
+    """The data config of a network, at the size that the network was really built for."""
+    config: dict[str, Any] = timm.data.resolve_model_data_config(network)
+    embed = getattr(network, "patch_embed", None)
+    if getattr(embed, "img_size", None):
+        config["input_size"] = (3, *network.patch_embed.img_size)
+    return config
+
+
+def is_pretrained(init: str) -> bool:
+    """Whether `init` asks for published weights.
+
+    Raises:
+        ConfigError: it is neither ``pretrained`` nor ``random``.
+    """
+    if init not in ("pretrained", "random"):
+        raise ConfigError(f"init is pretrained or random, not {init!r}")
+    return init == "pretrained"
+
+
+def _name(argument: str) -> str:
+    """The encoder's name on the command line."""
+    row = (__name__, argument)
+    return next((name for name, other in ENCODERS.items() if other == row), f"timm:{argument}")
+
+
+def _translate(network: nn.Module, state: dict[str, Tensor], what: str) -> dict[str, Tensor]:
+    """Another layout of the same weights -> timm's: names, and position embeddings at the size asked for.
+
+    timm's own loader would do this too, but turns strictness off as soon as the classifier is left out
+    (`load_pretrained`, num_classes=0): keys that match nothing leave random weights behind, with an info
+    line.
+    """
+    translate = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
+    if translate is None:
+        return state
+    try:
+        return dict(translate(state, network))
+    except (KeyError, ValueError, RuntimeError, AttributeError, AssertionError) as error:
+        raise IntegrityError(f"the weights do not fit {what}: {error!r}") from error

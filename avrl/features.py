@@ -1,0 +1,118 @@
+"""Features: frozen encoder -> one vector a readout for each frame, or for each pair if the encoder sees pairs.
+
+Every frame is encoded once, in whatever pairs and gaps it stands later. Vectors lie in ``features.zarr``, one
+array (N, D) float32 a readout, zstd with checksums; ``pairs.parquet`` says what row n is. Work is done in
+blocks of `BLOCK` rows, each a chunk of every array, with a done-record behind it, so a killed run goes on.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from avrl.artifact import SCRATCH, write_durably
+from avrl.errors import ConfigError, IntegrityError
+from avrl.progress import bar
+from avrl.store import FrameStore
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import polars as pl
+
+    from avrl.encoders import Encoder
+
+BLOCK = 1024  # rows a chunk
+
+
+def rows_of(episodes: pl.DataFrame, gap: int) -> tuple[pl.DataFrame, np.ndarray]:
+    """What is encoded: every frame (``gap`` 0), or every pair of that gap within an episode.
+
+    Returns:
+        A table (``episode_index``, ``frame_index`` of t, ``gap``) and the store's rows of frame t.
+    """
+    import polars as pl
+
+    index, frame, row = [], [], []
+    columns = episodes.select("episode_index", "length", "dataset_from_index")
+    for episode_index, length, first in columns.iter_rows():
+        frames = np.arange(max(0, length - gap))
+        index.append(np.full(len(frames), episode_index))
+        frame.append(frames)
+        row.append(first + frames)
+    table = pl.DataFrame({"episode_index": np.concatenate(index), "frame_index": np.concatenate(frame)})
+    return table.with_columns(pl.lit(gap).alias("gap")), np.concatenate(row)
+
+
+def extract(encoder: Encoder, frames: Path, out: Path, *, gap: int, batch_size: int, device: str) -> dict[str, Any]:
+    """Encode a frame store.
+
+    Args:
+        encoder: Frozen; on ``device`` already if it is a module.
+        frames: Root of the ``frames`` artifact.
+        out: Directory to fill; what an interrupted call left there is kept.
+        gap: Frames between the two of a pair, for an encoder of pairs; 0 for an encoder of frames.
+        batch_size: Rows a forward pass.
+        device: ``cpu`` or ``cuda``.
+
+    Returns:
+        Facts for the manifest.
+
+    Raises:
+        ConfigError: the gap does not suit the encoder, or no episode is long enough for it.
+        IntegrityError: the encoder gave a number that is not finite.
+    """
+    import torch
+    import zarr
+    from zarr.codecs import ZstdCodec
+
+    if bool(gap) != encoder.paired:
+        raise ConfigError(f"gap {gap} does not suit an encoder of {'pairs' if encoder.paired else 'frames'}")
+    store = FrameStore(frames)
+    table, row_N = rows_of(store.episodes, gap)
+    if not len(row_N):
+        raise ConfigError(f"no episode is longer than the gap of {gap} frames", "lower --gap")
+    (out / SCRATCH).mkdir(parents=True, exist_ok=True)
+    root = zarr.open_group(str(out / "features.zarr"), mode="a")
+    arrays = {
+        name: root.require_array(
+            name,
+            shape=(len(row_N), dims),
+            chunks=(BLOCK, dims),
+            dtype="float32",
+            compressors=[ZstdCodec(level=1, checksum=True)],
+        )
+        for name, dims in encoder.readouts.items()
+    }
+    starts = range(0, len(row_N), BLOCK)
+    for start in bar("features", len(starts), "block", iterable=starts):
+        done = out / SCRATCH / f"block-{start:09d}"
+        if done.exists():
+            continue
+        block = row_N[start : start + BLOCK]
+        found: dict[str, list[np.ndarray]] = {name: [] for name in arrays}
+        for at in range(0, len(block), batch_size):
+            row = block[at : at + batch_size]
+            seen = np.stack([row, row + gap], 1) if gap else row[:, None]
+            pixels = torch.from_numpy(store.read(seen.ravel())).to(device)
+            for name, z_BD in encoder.encode(pixels.unflatten(0, seen.shape)).items():
+                found[name].append(z_BD.cpu().numpy())
+        for name, parts in found.items():
+            z_ND = np.concatenate(parts)
+            if not np.isfinite(z_ND).all():
+                raise IntegrityError(f"readout {name!r} of the encoder has numbers that are not finite")
+            arrays[name][start : start + len(block)] = z_ND
+        write_durably(done, b"")
+    table.write_parquet(out / "pairs.parquet")
+    return {"rows": len(row_N), "gap": gap, "paired": encoder.paired, "readouts": dict(encoder.readouts)}
+
+
+def read(root: Path, readout: str) -> tuple[pl.DataFrame, np.ndarray]:
+    """Rows and vectors (N, D) float32 of a readout of a ``features`` artifact."""
+    import polars as pl
+    import zarr
+
+    return pl.read_parquet(root / "pairs.parquet"), np.asarray(
+        zarr.open_array(str(root / "features.zarr" / readout), mode="r")[:]
+    )

@@ -1,0 +1,122 @@
+"""Confidence intervals by bootstrap over episodes, from sums kept for each episode.
+
+Frames of one episode are not independent, so whole episodes are drawn, never frames. R2 of any draw follows
+from four sums an episode, so a thousand draws are one matrix product, and two encoders that were scored on
+the same episodes can be compared long afterwards on the *same* draws (a paired difference).
+
+Shapes: E episodes, K target dimensions, R resamples. Everything is float64.
+
+Source: percentile bootstrap, Efron & Tibshirani 1993, "An Introduction to the Bootstrap", ch. 13, with the
+episode as the unit that is drawn.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+N_RESAMPLES = 1000
+LEVEL = 0.95
+CONSTANT = 1e-10  # a variance below this share of the mean square is rounding, not movement
+DEFINED = 0.5  # an interval needs this share of resamples in which the target moves at all
+
+
+class Sums(NamedTuple):
+    """What is kept for each test episode: enough for R2 of any set of episodes.
+
+    Attributes:
+        n: (E,) samples in the episode.
+        sse: (E, K) sum of squared errors of the prediction.
+        sum_y: (E, K) sum of the target.
+        sum_yy: (E, K) sum of the squared target.
+    """
+
+    n: NDArray[np.float64]
+    sse: NDArray[np.float64]
+    sum_y: NDArray[np.float64]
+    sum_yy: NDArray[np.float64]
+
+
+class Interval(NamedTuple):
+    """A value and its percentile interval: (K,) arrays, or scalars after ``mean=True``. NaN = undefined."""
+
+    value: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+
+
+def weights(n_episodes: int, n_resamples: int = N_RESAMPLES, seed: int = 0) -> NDArray[np.float64]:
+    """How often each episode is drawn in each resample: (R, E) counts, every row sums to E.
+
+    The same (n_episodes, n_resamples, seed) gives the same draws, which is what pairs two encoders.
+    """
+    drawn = np.random.default_rng(seed).multinomial(n_episodes, np.full(n_episodes, 1 / n_episodes), n_resamples)
+    return drawn.astype(np.float64)
+
+
+def r2(
+    n_E: NDArray[np.float64],
+    sse_EK: NDArray[np.float64],
+    sum_y_EK: NDArray[np.float64],
+    sum_yy_EK: NDArray[np.float64],
+    weights_RE: NDArray[np.float64] | None = None,
+) -> NDArray[np.float64]:
+    """Coefficient of determination of each target dimension: (K,), or (R, K) for R resamples.
+
+    ``1 - sum(sse) / (sum(sum_yy) - sum(sum_y)^2 / sum(n))``, against the mean of the drawn test targets, as
+    scikit-learn's ``r2_score`` has it. NaN where the target is constant: no share of no variance.
+    """
+    every = np.ones((1, len(n_E))) if weights_RE is None else weights_RE
+    n_R1, sse_RK = every @ np.asarray(n_E, np.float64)[:, None], every @ np.asarray(sse_EK, np.float64)
+    sum_y_RK, sum_yy_RK = every @ np.asarray(sum_y_EK, np.float64), every @ np.asarray(sum_yy_EK, np.float64)
+    total_RK = sum_yy_RK - sum_y_RK**2 / np.maximum(n_R1, 1)
+    moves_RK = total_RK > CONSTANT * sum_yy_RK
+    score_RK = np.where(moves_RK, 1 - sse_RK / np.where(moves_RK, total_RK, 1), np.nan)
+    return score_RK[0] if weights_RE is None else score_RK
+
+
+def r2_interval(sums: Sums, weights_RE: NDArray[np.float64], *, mean: bool = False, level: float = LEVEL) -> Interval:
+    """R2 of each dimension with its percentile interval; ``mean=True``: of their unweighted mean.
+
+    A mean over dimensions of which one is constant is undefined: leave that column out and say so.
+    """
+    return interval(_pool(r2(*sums), mean), _pool(r2(*sums, weights_RE), mean), level)
+
+
+def difference(
+    one: Sums, other: Sums, weights_RE: NDArray[np.float64], *, mean: bool = False, level: float = LEVEL
+) -> Interval:
+    """R2 of `one` minus R2 of `other` on the same episodes and the same draws.
+
+    What is hard or easy about a draw is so for both and cancels; the interval is that of the difference, far
+    narrower than two intervals laid side by side suggest.
+
+    Raises:
+        ValueError: the two were not scored on the same samples of the same episodes.
+    """
+    if not np.array_equal(one.n, other.n):
+        raise ValueError("paired difference of scores on different samples")
+    point = _pool(r2(*one), mean) - _pool(r2(*other), mean)
+    return interval(point, _pool(r2(*one, weights_RE), mean) - _pool(r2(*other, weights_RE), mean), level)
+
+
+def interval(value: NDArray[np.float64], drawn: NDArray[np.float64], level: float = LEVEL) -> Interval:
+    """Percentile interval of any statistic: `value` (...,), `drawn` (R, ...) the same for each resample.
+
+    Resamples in which the statistic is undefined are left out; where they are most, so is the interval.
+    """
+    value, drawn = np.asarray(value, np.float64), np.asarray(drawn, np.float64)
+    known = np.isfinite(drawn)
+    usable = np.isfinite(value) & (known.mean(axis=0) >= DEFINED)
+    filled = np.where(known | ~usable, drawn, np.nan)
+    filled = np.where(usable, filled, 0.0)  # nanquantile warns of columns that are all NaN
+    low, high = np.nanquantile(filled, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return Interval(value, np.where(usable, low, np.nan), np.where(usable, high, np.nan))
+
+
+def _pool(score: NDArray[np.float64], mean: bool) -> NDArray[np.float64]:
+    return np.asarray(score.mean(axis=-1)) if mean else score

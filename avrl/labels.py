@@ -1,0 +1,127 @@
+"""Labels: raw -> what a robot did, one row a frame; and what is to be predicted of a pair (t, t+gap).
+
+Two rules of the data are applied here and nowhere else: the first action of every Bridge trajectory is all zero
+(a recording artefact, so pairs start at frame 1, as OpenVLA drops step 0), and the gripper command is binarised
+by a backward scan (above .95 open, below .05 closed, in between as the next step), as OpenVLA and Octo do.
+
+Legend: N pairs, T frames of an episode, K target dimensions.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from avrl.errors import IntegrityError
+from avrl.progress import bar
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import polars as pl
+
+DIMENSIONS = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
+GROUPS = {"position": ("x", "y", "z"), "rotation": ("roll", "pitch", "yaw"), "gripper": ("gripper",)}
+UNITS = {"position": "m", "rotation": "rad", "gripper": "open = 1"}
+TARGETS = ("reached", "commanded")
+OPEN, CLOSED = 0.95, 0.05
+FIRST_FRAME = 1  # frame 0's action is not one
+
+
+def extract(raw: Path, frames: Path, out: Path) -> dict[str, Any]:
+    """Write ``labels.parquet`` for the episodes of a frame store: state and action of every frame.
+
+    Args:
+        raw: Root of the raw artifact.
+        frames: Root of the frame store made of it; what was dropped there is left out here.
+        out: Directory to write into.
+
+    Returns:
+        Counts for the manifest.
+
+    Raises:
+        IntegrityError: a record is damaged, or states, actions and frames differ in number.
+    """
+    import polars as pl
+
+    from avrl.episodes import Episode
+    from avrl.sources import bridge
+
+    episodes = pl.read_parquet(frames / "episodes.parquet")
+    tables = []
+    fields = list(Episode.__dataclass_fields__)
+    rows = episodes.iter_rows(named=True)
+    for row in bar("labels", len(episodes), "episode", iterable=rows):
+        episode = Episode(**{name: row[name] for name in fields})
+        record = bridge.steps(raw, episode)
+        state = bridge.numbers(record, "observation/state", episode)
+        action = bridge.numbers(record, "action", episode)
+        if len(state) != episode.length:
+            raise IntegrityError(f"{episode.episode_id}: {len(state)} states, {episode.length} frames")
+        columns = {"episode_index": [episode.episode_index] * len(state), "frame_index": np.arange(len(state))}
+        columns |= {f"state_{name}": state[:, i] for i, name in enumerate(DIMENSIONS)}
+        columns |= {f"action_{name}": action[:, i] for i, name in enumerate(DIMENSIONS)}
+        tables.append(pl.DataFrame(columns))
+    labels = pl.concat(tables)
+    labels.write_parquet(out / "labels.parquet")
+    return {"episodes": len(episodes), "frames": len(labels)}
+
+
+def pairs(labels: pl.DataFrame, gap: int, target: str) -> tuple[pl.DataFrame, np.ndarray, np.ndarray]:
+    """All pairs (t, t+gap) within an episode, and what is to be predicted of each.
+
+    Args:
+        labels: ``labels.parquet``.
+        gap: Frames between the two.
+        target: ``reached``: state[t+gap] - state[t], the motion that happened. ``commanded``: the sum of the
+            actions of the steps between. Angles are differences on the circle. The gripper is the command of
+            the last step before t+gap, 1 open and 0 closed, for both.
+
+    Returns:
+        Rows (``episode_index``, ``frame_index`` of t), y (N, 7) float64, state at t (N, 7) float64.
+    """
+    import polars as pl
+
+    episode_N, frame_N, y_NK, state_NK = [], [], [], []
+    for (index,), rows in labels.group_by("episode_index", maintain_order=True):
+        state = rows.select(f"state_{name}" for name in DIMENSIONS).to_numpy().astype(np.float64)
+        action = rows.select(f"action_{name}" for name in DIMENSIONS).to_numpy().astype(np.float64)
+        start = np.arange(FIRST_FRAME, len(state) - gap)
+        if not len(start):
+            continue
+        if target == "reached":
+            motion = state[start + gap, :6] - state[start, :6]
+            motion[:, 3:] = wrapped(motion[:, 3:])
+        else:
+            total = np.concatenate([np.zeros((1, 6)), np.cumsum(action[:, :6], 0)])
+            motion = total[start + gap] - total[start]
+        command = binarised(action[:, 6])[start + gap - 1]
+        episode_N.append(np.full(len(start), index))
+        frame_N.append(start)
+        y_NK.append(np.concatenate([motion, command[:, None]], 1))
+        state_NK.append(state[start])
+    rows = pl.DataFrame(
+        {"episode_index": np.concatenate(episode_N), "frame_index": np.concatenate(frame_N)},
+        schema={"episode_index": pl.Int64, "frame_index": pl.Int64},
+    )
+    return rows, np.concatenate(y_NK), np.concatenate(state_NK)
+
+
+def wrapped(angle: np.ndarray) -> np.ndarray:
+    """Angles in radians brought to [-pi, pi)."""
+    return (angle + np.pi) % (2 * np.pi) - np.pi
+
+
+def binarised(gripper_T: np.ndarray) -> np.ndarray:
+    """Open (1) or closed (0) at each step; what is in between takes the next definite value.
+
+    A trajectory that ends in between takes the nearer of the two there.
+    """
+    binary = np.empty(len(gripper_T))
+    carry = float(gripper_T[-1] > 0.5)
+    for step in range(len(gripper_T) - 1, -1, -1):
+        value = gripper_T[step]
+        carry = 1.0 if value > OPEN else 0.0 if value < CLOSED else carry
+        binary[step] = carry
+    return binary

@@ -1,0 +1,55 @@
+"""What the two streams see: M (magno, change) and P (parvo, form). Frames in [0, 1], no ImageNet statistics.
+
+Legend: B samples, C channels, H W pixels. P is made of frame t alone: with frame t+k in it, the target of the
+prediction would lie in its own input.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+M_CHANNELS, P_CHANNELS = 4, 5
+LUMA = (0.2126, 0.7152, 0.0722)  # ITU-R BT.709-6, item 3.2
+CLAMP = 3.0  # standard deviations of luma: beyond lie specular highlights
+TINY = 1e-6
+
+
+def unit(frames_BTHWC: Tensor, image_size: int) -> Tensor:
+    """uint8 0..255 (B, T, H, W, 3) -> float32 [0, 1] (B, T, 3, image_size, image_size), by area averaging.
+
+    Raises:
+        TypeError: the frames are not uint8; a frame that is already scaled would be scaled twice.
+    """
+    if frames_BTHWC.dtype != torch.uint8:
+        raise TypeError(f"frames must be uint8, got {frames_BTHWC.dtype}")
+    frames_BTCHW = frames_BTHWC.movedim(-1, 2).float() / 255
+    if frames_BTHWC.shape[2] == image_size:
+        return frames_BTCHW
+    flat = F.interpolate(frames_BTCHW.flatten(0, 1), size=(image_size, image_size), mode="area")
+    return flat.unflatten(0, frames_BTCHW.shape[:2])
+
+
+def luma(rgb_BCHW: Tensor) -> Tensor:
+    """BT.709 luma (B, 1, H, W)."""
+    weight = torch.tensor(LUMA, device=rgb_BCHW.device, dtype=rgb_BCHW.dtype).view(1, 3, 1, 1)
+    return (rgb_BCHW * weight).sum(1, keepdim=True)
+
+
+def magno(img_t_BCHW: Tensor, img_tk_BCHW: Tensor) -> Tensor:
+    """Change: frame t+k minus frame t as (dL, dR, dG, dB), in [-1, 1]."""
+    change = img_tk_BCHW - img_t_BCHW
+    return torch.cat([luma(change), change], 1)
+
+
+def parvo(img_t_BCHW: Tensor) -> Tensor:
+    """Form: Sobel x and y of per-image z-scored luma, over the image's largest magnitude, and RGB, of frame t."""
+    light = luma(img_t_BCHW)
+    mean, std = light.mean((2, 3), keepdim=True), light.std((2, 3), keepdim=True)
+    z = ((light - mean) / (std + TINY)).clamp(-CLAMP, CLAMP)
+    slope = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]], device=z.device, dtype=z.dtype)
+    kernels = torch.stack([slope, slope.T]).unsqueeze(1)
+    edges = F.conv2d(F.pad(z, (1, 1, 1, 1), mode="replicate"), kernels)
+    largest = edges.square().sum(1, keepdim=True).sqrt().amax((2, 3), keepdim=True)
+    return torch.cat([edges / (largest + TINY), img_t_BCHW], 1)

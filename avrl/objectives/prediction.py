@@ -1,0 +1,128 @@
+"""Predict frame t+k from frame t and one vector of change: the loss of Two-Stream and Single-Stream.
+
+The decoder sees the tokens of frame t and ``change_emb``, nothing else of frame t+k ("bottleneck" wiring): RGB(t)
+plus the change channels *is* the target, so patches of the change in the decoder would make the task trivial
+and leave ``change_emb`` without a gradient. It predicts the change, so that copying frame t costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from avrl.objectives import vit
+from avrl.objectives.channels import unit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from avrl.encoders import Encoder
+
+
+class Decoder(nn.Module):
+    """Tokens of frame t (B, N, D) + change_emb (B, D) -> predicted frame t+k (B, 3, H, W), around frame t."""
+
+    def __init__(self, size: vit.Size, image_size: int) -> None:
+        super().__init__()
+        dim = size.decoder_dim
+        self.form = nn.Linear(size.embed_dim, dim)
+        self.change = nn.Linear(size.embed_dim, dim)
+        self.blocks = vit.blocks(dim, max(1, dim // 64), size.decoder_depth)
+        self.norm = nn.LayerNorm(dim)
+        self.head = nn.Linear(dim, 3 * vit.PATCH_SIZE**2)
+        self.register_buffer("position", vit.positions(dim, image_size // vit.PATCH_SIZE), persistent=False)
+
+    def forward(self, form_BND: Tensor, change_emb_BD: Tensor, img_t_BCHW: Tensor) -> Tensor:
+        """See the class."""
+        tokens = self.form(form_BND) + self.position + self.change(change_emb_BD).unsqueeze(1)
+        return img_t_BCHW + vit.unpatchify(self.head(self.norm(self.blocks(tokens))))
+
+
+class Prediction(nn.Module):
+    """Weighted squared error of the predicted frame t+k.
+
+    Args:
+        network: ``(img_t, img_tk) -> (tokens of frame t (B, N, D), change_emb (B, D))``.
+        encoder: Makes the encoder that shares the network's weights.
+        size: Widths and depths.
+        image_size: Side of the square input, px.
+        loss_decay: Weight of gap k is loss_decay^(k-1).
+    """
+
+    baseline = "copy of frame t"
+
+    def __init__(
+        self,
+        network: nn.Module,
+        encoder: Callable[[nn.Module], Encoder],
+        size: vit.Size,
+        image_size: int,
+        loss_decay: float,
+    ) -> None:
+        super().__init__()
+        self.network, self.decoder = network, Decoder(size, image_size)
+        self.image_size, self.loss_decay, self._encoder = image_size, loss_decay, encoder
+        vit.initialise(self)
+        nn.init.zeros_(self.decoder.head.weight)  # the first prediction is the copy of frame t: skill starts at 0
+
+    def predict(self, img_t_BCHW: Tensor, img_tk_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Predicted frame t+k and ``change_emb``, from two frames in [0, 1]."""
+        form, change_emb = self.network(img_t_BCHW, img_tk_BCHW)
+        return self.decoder(form, change_emb, img_t_BCHW), change_emb
+
+    def loss(self, frames_BTHWC: Tensor, gap_B: Tensor, seed_B: Tensor) -> dict[str, Tensor]:
+        """Mean over samples of loss_decay^(gap-1) times the squared error; see `avrl.objectives.Objective`."""
+        img_t, img_tk = unit(frames_BTHWC, self.image_size).unbind(1)
+        predicted, _ = self.predict(img_t, img_tk)
+        error_B = (predicted.float() - img_tk).square().mean((1, 2, 3))
+        copy_B = (img_t - img_tk).square().mean((1, 2, 3))
+        weight_B = self.loss_decay ** (gap_B - 1).float()
+        return {
+            "loss": (weight_B * error_B).mean(),
+            "error": error_B.detach().mean(),
+            "reference": copy_B.mean(),
+        }
+
+    def forward(self, frames_BTHWC: Tensor, gap_B: Tensor, seed_B: Tensor) -> dict[str, Tensor]:
+        """The loss: DDP hooks into ``forward``, so training calls nothing else."""
+        return self.loss(frames_BTHWC, gap_B, seed_B)
+
+    def encoder(self) -> Encoder:
+        """The encoder to keep."""
+        return self._encoder(self.network)
+
+
+class PairEncoder:
+    """A pretrained network as an `avrl.encoders.Encoder` of frame pairs.
+
+    Args:
+        read: ``(img_t, img_tk) -> name -> (B, D)`` and the patches (B, N, D).
+        readouts: Names and dimensions of what `read` gives.
+        image_size: px.
+    """
+
+    paired = True
+
+    def __init__(
+        self,
+        read: Callable[[Tensor, Tensor], tuple[dict[str, Tensor], Tensor]],
+        readouts: dict[str, int],
+        image_size: int,
+    ) -> None:
+        self._read, self.readouts, self.image_size = read, readouts, image_size
+
+    @torch.inference_mode()
+    def encode(self, frames_BTHWC: Tensor) -> dict[str, Tensor]:
+        """See `avrl.encoders.Encoder`."""
+        img_t, img_tk = unit(frames_BTHWC, self.image_size).unbind(1)
+        return {name: z.float() for name, z in self._read(img_t, img_tk)[0].items()}
+
+    @torch.inference_mode()
+    def patches(self, frames_BTHWC: Tensor) -> Tensor:
+        """(B, h, w, D), see `avrl.encoders.Encoder`."""
+        img_t, img_tk = unit(frames_BTHWC, self.image_size).unbind(1)
+        patches = self._read(img_t, img_tk)[1].float()
+        side = round(patches.shape[1] ** 0.5)
+        return patches.unflatten(1, (side, side))

@@ -1,0 +1,161 @@
+"""The page: one HTML file that needs nothing else, the answer first.
+
+It makes no request and runs no script (its own content policy forbids both), and every string from outside
+goes through the template's autoescaping. Nothing depends on the clock: same scores, same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+import polars as pl
+from markupsafe import Markup, escape
+
+from avrl import pictures
+from avrl.comparison import UNSEEN, WHOLE
+from avrl.tables import NOT_MEASURED, UNDEFINED
+from avrl.verdicts import ABOVE, BELOW, UNDECIDED
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from avrl.artifact import Artifact
+    from avrl.comparison import Protocol
+    from avrl.tables import Table
+
+TEMPLATE = Path(__file__).with_name("page.html.j2")
+WIDE, NARROW = 640, 140  # px of the forest plot itself; its labels come on top
+NARROW_CURVES = 260
+MARKS = {ABOVE: "▲ above", BELOW: "▼ below", UNDECIDED: "○ undecided"}
+GLOSSARY = {
+    "R²": "Share of the target's variance that a linear readout explains on held-out episodes; 1 is perfect, "
+    "0 is the mean, below 0 is worse than the mean.",
+    "AUC": "Chance that an opening gripper is ranked above a closing one; 0.5 is a coin.",
+    "[low, high]": "95% percentile interval, bootstrap over test episodes.",
+    "position": "Unweighted mean over x, y, z; rotation likewise over roll, pitch, yaw.",
+    "gap": "Frames between the two pictures of a pair; seconds = gap / frame rate.",
+    "readout": "Which vector of the encoder is used: cls, patch-mean, grid (3x3 pooled), m or p (a stream).",
+    "pairing": "pair: the encoder sees both frames; concat, diff: one at a time, then joined or subtracted.",
+    "untrained twin": "The same network with random weights: what the architecture gives without learning.",
+    "outside": "An encoder with published weights, not trained here.",
+    "floor": "A predictor without an encoder: mean, robot state, pixel difference at 8x8 or 16x16.",
+    "unseen tasks": "Test episodes of tasks that no training episode of the probe shows.",
+    "target": "reached: state after the gap minus state before; commanded: the action sent.",
+    "above, below": "The paired interval excludes zero; undecided: it does not.",
+    "not measured": "Nobody ran it; undefined: it was run, but the target does not move.",
+    "effective rank": "Exponential of the entropy of the features' singular values; near 1: collapsed.",
+    "skill": "1 - error / error of a named baseline (copy: predict that nothing changes).",
+    "fingerprint": "Digest of data, split, samples, gap, target and solver; equal for all rows of a table.",
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One figure as SVG, for a wide and for a narrow window."""
+
+    wide: Markup
+    narrow: Markup
+
+
+@dataclass(frozen=True)
+class Section:
+    """What the page says of one protocol."""
+
+    protocol: Protocol
+    answer: Sequence[str]
+    forest: Picture
+    tables: Sequence[Table]
+    facts: Mapping[str, str]
+    notes: Sequence[str]
+
+
+def render(
+    sections: Sequence[Section],
+    training: Table,
+    curves: Picture | None,
+    scores: Sequence[Artifact],
+    checkpoints: Sequence[Artifact],
+    left_out: str = "",
+) -> str:
+    """The page as HTML; the first section's answer stands at the top."""
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    environment.filters |= {"figure": _figure, "pairs": _pairs, "slug": lambda text: text.replace(" ", "-")}
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        sections=sections,
+        training=training,
+        curves=curves,
+        scores=list(scores),
+        checkpoints=list(checkpoints),
+        left_out=left_out,
+        night=pictures.NIGHT,
+        glossary=GLOSSARY,
+    )
+
+
+def picture(wide: str, narrow: str, name: str) -> Picture:
+    """Two drawings of one figure, made fit to stand in the same HTML document."""
+    return Picture(_inline(wide, f"{name}-w"), _inline(narrow, f"{name}-n"))
+
+
+def _inline(svg: str, name: str) -> Markup:
+    """SVG for use inside HTML: ids made unique, and no namespace, which the HTML parser knows by itself.
+
+    The drawing comes from Vega's own SVG writer, which escapes every label; that is why it counts as markup.
+    """
+    svg = re.sub(r'\bid="', f'id="{name}-', svg)
+    svg = re.sub(r"url\(#", f"url(#{name}-", svg)
+    return Markup(re.sub(r'\s(xmlns(:\w+)?|version)="[^"]*"', "", svg))
+
+
+def protocol_facts(protocol: Protocol) -> dict[str, str]:
+    """What was held fixed for all rows of a protocol, in words."""
+    head = protocol.scores.row(0, named=True)
+    counts = protocol.scores.group_by("split").agg(pl.col("n_test", "episodes_test").max()).sort("split")
+    words = {WHOLE: "all test tasks", UNSEEN: "unseen tasks only", "val-seen": "seen tasks only"}
+    alphas = protocol.scores["alpha"].drop_nulls().to_list()
+    facts = {
+        "fingerprint": protocol.fingerprint,
+        "probe": head["probe"],
+        "target": GLOSSARY["target"].split("; ")[0] if head["target"] == "reached" else head["target"],
+        "gap": f"{head['gap']} frames = {head['gap_s']:.3g} s",
+        "training samples": f"{head['n_train']:,} of {head['episodes_train']:,} episodes",
+    }
+    for row in counts.iter_rows(named=True):
+        name = f"split {row['split']}"
+        facts[name] = f"{row['n_test']:,} samples of {row['episodes_test']:,} episodes"
+        facts[name] += f" ({words[row['split']]})" if row["split"] in words else ""
+    facts["solver"] = "ridge in closed form, strength chosen on held-out training episodes"
+    if alphas:
+        facts["solver"] += f" (here {min(alphas):.3g} to {max(alphas):.3g})"
+    return facts
+
+
+def notes(protocol: Protocol) -> list[str]:
+    """What the scorer remarked, each remark once with the dimension and splits that it concerns."""
+    found = protocol.scores.filter(pl.col("note") != "")
+    grouped = found.group_by("dimension", "note", maintain_order=True).agg(pl.col("split").unique(maintain_order=True))
+    return [f"{row['dimension']} ({', '.join(row['split'])}): {row['note']}" for row in grouped.iter_rows(named=True)]
+
+
+def _figure(value: object) -> Markup:
+    """A cell: the interval set back behind its value, a verdict with its mark, "not measured" in grey."""
+    text = str(value)
+    found = re.fullmatch(r"([+-]?[\d.]+)(?: (\[[^\]]*\]))?(?: (above|below|undecided))?", text)
+    if text.startswith((NOT_MEASURED, UNDEFINED, "does not apply")):
+        return Markup('<span class="none">{}</span>').format(text)
+    if not found or text == found[1]:
+        return escape(text)
+    shown = escape(found[1])
+    shown += Markup(" <i>{}</i>").format(found[2]) if found[2] else ""
+    return shown + (Markup(' <span class="{}">{}</span>').format(found[3], MARKS[found[3]]) if found[3] else "")
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    """A flat mapping on one line."""
+    shown = {name: value if isinstance(value, str) and value else json.dumps(value) for name, value in values.items()}
+    return ", ".join(f"{name} = {shown[name]}" for name in sorted(shown))

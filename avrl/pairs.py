@@ -1,0 +1,158 @@
+"""Frame pairs (t, t+gap) as batches: the only road from the frame store into training.
+
+The order is a function of (seed, epoch), every draw one of (seed, epoch, index), and the position is the global
+step. Nothing else is state, so a run that is stopped anywhere goes on with exactly the batches that it would
+have seen, on any number of ranks. No label can enter here: a batch is frames, gap and a seed.
+
+Legend: B samples, T=2 frames (t, t+gap), H W pixels, C=3 RGB, N indices of an epoch, K gaps.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from avrl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from avrl.store import FrameStore
+
+GAP_DRAW, START_DRAW, MASK_DRAW = 1, 2, 3  # independent streams of random numbers
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One rank's share of a global batch.
+
+    Attributes:
+        frames_BTHWC: uint8 0..255.
+        gap_B: int64, frames of the store between the two.
+        seed_B: int64, the sample's own source of randomness (masks); the same on any number of ranks.
+    """
+
+    frames_BTHWC: Tensor
+    gap_B: Tensor
+    seed_B: Tensor
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How pairs are drawn.
+
+    Attributes:
+        seed: Of order and draws.
+        max_gap: Largest gap, frames.
+        sample_decay: p(gap) is proportional to sample_decay^(gap-1), among the gaps that fit the episode.
+        pairs_per_episode: Pairs of each episode in one epoch.
+    """
+
+    seed: int
+    max_gap: int
+    sample_decay: float
+    pairs_per_episode: int
+
+
+class Pairs:
+    """The endless, addressable sequence of batches.
+
+    Args:
+        store: Frames to draw from; episodes of one frame give no pair and are left out.
+        sampling: How.
+        batch_size: Global batch, over all ranks.
+
+    Raises:
+        ConfigError: fewer pairs in an epoch than one batch takes.
+    """
+
+    def __init__(self, store: FrameStore, sampling: Sampling, batch_size: int) -> None:
+        usable = store.episodes.filter(store.episodes["length"] >= 2)
+        self.store, self.sampling, self.batch_size = store, sampling, batch_size
+        self._first = usable["dataset_from_index"].to_numpy()
+        self._length = usable["length"].to_numpy()
+        self.indices = len(usable) * sampling.pairs_per_episode
+        self.steps_per_epoch = self.indices // batch_size
+        if not self.steps_per_epoch:
+            raise ConfigError(
+                f"an epoch of {self.indices} pairs is less than one batch of {batch_size}",
+                "lower --batch-size or raise --pairs-per-episode",
+            )
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
+
+    def draw(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Rows of frame t, gaps and sample seeds of a global batch: three int64 arrays of the batch's length."""
+        epoch, within = divmod(step, self.steps_per_epoch)
+        index = self._epoch(epoch)[within * self.batch_size : (within + 1) * self.batch_size]
+        episode = index // self.sampling.pairs_per_episode
+        length = self._length[episode]
+        seed = self.sampling.seed
+        gap = self._gap(uniform(seed, epoch, index, GAP_DRAW), length)
+        start = np.floor(uniform(seed, epoch, index, START_DRAW) * (length - gap)).astype(np.int64)
+        sample_seed = (hashed(seed, epoch, index, MASK_DRAW) >> np.uint64(1)).astype(np.int64)
+        return self._first[episode] + start, gap, sample_seed
+
+    def _epoch(self, epoch: int) -> np.ndarray:
+        if self._order[0] != epoch:
+            generator = np.random.Generator(np.random.Philox(key=[self.sampling.seed, epoch]))
+            self._order = epoch, generator.permutation(self.indices)
+        return self._order[1]
+
+    def _gap(self, u_B: np.ndarray, length_B: np.ndarray) -> np.ndarray:
+        """Inverse of the distribution's sum, cut at the longest gap that fits each episode."""
+        decay, longest = self.sampling.sample_decay, np.minimum(self.sampling.max_gap, length_B - 1)
+        sums = np.cumsum(decay ** np.arange(self.sampling.max_gap))
+        target = u_B * sums[longest - 1]
+        return np.minimum(np.searchsorted(sums, target, side="right") + 1, longest).astype(np.int64)
+
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> Batch:
+        """One rank's share of the batch of a global step.
+
+        Raises:
+            IntegrityError: a frame is damaged; the message names file and row.
+        """
+        share = self.batch_size // world
+        mine = slice(rank * share, (rank + 1) * share)
+        row, gap, seed = (values[mine] for values in self.draw(step))
+        frames = self.store.read(np.stack([row, row + gap], axis=1).ravel())
+        shape = (share, 2, *frames.shape[1:])
+        return Batch(torch.from_numpy(frames).view(shape), torch.from_numpy(gap), torch.from_numpy(seed))
+
+    def stream(self, start: int, stop: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+        """Batches of the steps [start, stop), the next one always being decoded while one is in use."""
+        with ThreadPoolExecutor(1) as ahead:
+            following = ahead.submit(self.batch, start, rank, world) if start < stop else None
+            for step in range(start, stop):
+                assert following is not None
+                current = following.result()
+                if step + 1 < stop:
+                    following = ahead.submit(self.batch, step + 1, rank, world)
+                yield current
+
+
+def hashed(seed: int, epoch: int, index_N: np.ndarray, stream: int) -> np.ndarray:
+    """A uint64 a index that depends on nothing else: two rounds of splitmix64 over all four numbers.
+
+    Source: Steele, Lea, Flood 2014, "Fast Splittable Pseudorandom Number Generators" (its finaliser).
+    """
+    base = np.array([seed * 0x9E3779B97F4A7C15 + epoch * 0xD1B54A32D192ED03 + stream & (1 << 64) - 1], np.uint64)
+    return _mix(_mix(base) ^ _mix(index_N.astype(np.uint64)))
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        x = x + np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))
+
+
+def uniform(seed: int, epoch: int, index_N: np.ndarray, stream: int) -> np.ndarray:
+    """Float64 in [0, 1), one an index; see `hashed`."""
+    return (hashed(seed, epoch, index_N, stream) >> np.uint64(11)) * 2.0**-53

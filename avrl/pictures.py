@@ -1,0 +1,131 @@
+"""Pictures of scores and of training, drawn offline; the same numbers give the same bytes.
+
+What a mark means is told by shape (or dash) as well as by colour, so that a grey print and a colour-blind
+reader lose nothing. Colours follow Okabe & Ito 2008, "Color universal design"; in the dark the page swaps
+them, by their hexadecimal value, for lighter ones (`NIGHT`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import altair as alt
+import polars as pl
+import vl_convert
+
+from avrl.comparison import KINDS
+from avrl.tables import wide
+from avrl.verdicts import HEADLINE
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from avrl.comparison import Protocol
+
+INK, GRID = "#222222", "#dddddd"
+BLUE, ORANGE, GREEN, GREY, PURPLE, SKY = "#0072b2", "#d55e00", "#009e73", "#6b6b6b", "#aa4499", "#3399cc"
+NIGHT = {INK: "#d8d8d8", GRID: "#3a3a3a", BLUE: "#56b4e9", ORANGE: "#ff9a55", GREEN: "#2fd0a0"}
+NIGHT |= {GREY: "#a8a8a8", PURPLE: "#e08ad0", SKY: "#9bd4ff"}
+KIND_COLOURS = dict(zip(KINDS.values(), (BLUE, GREEN, ORANGE, GREY), strict=True))
+KIND_SHAPES = dict(zip(KINDS.values(), ("circle", "diamond", "triangle-up", "cross"), strict=True))
+LINES = (BLUE, ORANGE, GREEN, PURPLE, GREY, SKY)
+DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [4, 1], [10, 4])
+FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
+MOST_POINTS = 400  # a curve; more cannot be seen and would swell the page
+VEGA_LITE = "6.1"
+
+Spec = dict[str, Any]
+
+
+def forest(protocol: Protocol, width: int = 640) -> Spec:
+    """Position R2 of every row with its interval, in the order of the main table."""
+    name = HEADLINE.name
+    rows = wide(protocol.scores, [HEADLINE]).filter(pl.col(name).is_not_null())
+    rows = rows.select("label", "kind", value=name, low=f"{name}_low", high=f"{name}_high")
+    # A row at -12 would press everything else to one side, so the axis ends at -0.5.
+    lowest = max(-0.5, min([0.0, *rows["low"].drop_nulls().to_list(), *rows["value"].to_list()]))
+    kinds = [kind for kind in KINDS.values() if kind in set(rows["kind"])]
+    base = alt.Chart(alt.InlineData(values=rows.to_dicts())).encode(
+        y=alt.Y("label:N", sort=None, title=None, axis=alt.Axis(labelLimit=300)),
+        color=_scale(alt.Color, "kind:N", kinds, [KIND_COLOURS[kind] for kind in kinds]),
+    )
+    x = alt.X(
+        "value:Q",
+        title="position R²",
+        axis=alt.Axis(tickCount=6),
+        scale=alt.Scale(domain=[lowest, 1], clamp=True),
+    )
+    rule = base.mark_rule(strokeWidth=1.6).encode(x=x.copy(), x2="high:Q").transform_calculate(value="datum.low")
+    point = base.mark_point(filled=True, size=60, opacity=1).encode(
+        x=x, shape=_scale(alt.Shape, "kind:N", kinds, [KIND_SHAPES[kind] for kind in kinds])
+    )
+    return _finish(alt.layer(rule, point).properties(width=width, height=alt.Step(19)))
+
+
+def curves(logs: Mapping[str, pl.DataFrame], width: int = 640) -> Spec:
+    """Loss and skill of all checkpoints against the samples they have seen."""
+    parts = [_curve(name, log) for name, log in logs.items()]
+    rows = pl.concat(parts).drop_nulls("value")
+    names = list(logs)
+    data = alt.InlineData(values=rows.to_dicts())
+    panels = []
+    for quantity, title in (
+        ("loss", "loss (own units of each objective)"),
+        ("skill", "skill over own baseline"),
+    ):
+        panels.append(
+            alt.Chart(data)
+            .transform_filter(alt.datum.quantity == quantity)
+            .mark_line(strokeWidth=1.8)
+            .encode(
+                x=alt.X("samples:Q", title="samples seen (frame pairs or clips)", axis=alt.Axis(format="~s")),
+                y=alt.Y("value:Q", title=title, scale=alt.Scale(zero=False)),
+                color=_scale(alt.Color, "checkpoint:N", names, _cycle(LINES, names)),
+                strokeDash=_scale(alt.StrokeDash, "checkpoint:N", names, _cycle(DASHES, names)),
+            )
+            .properties(width=width, height=190)
+        )
+    return _finish(alt.vconcat(*panels), columns=2 if width > 300 else 1)
+
+
+def _curve(name: str, log: pl.DataFrame) -> pl.DataFrame:
+    """A log in long form, thinned evenly to what can be seen; the last row stays."""
+    step = max(1, log.height // MOST_POINTS)
+    kept = log.reverse().gather_every(step).reverse()
+    kept = kept.select("samples", *(pl.col(one).cast(pl.Float64).fill_nan(None) for one in ("loss", "skill")))
+    long = kept.unpivot(["loss", "skill"], index="samples", variable_name="quantity")
+    return long.with_columns(checkpoint=pl.lit(name))
+
+
+def _cycle(values: tuple[Any, ...], names: list[str]) -> list[Any]:
+    return [values[i % len(values)] for i in range(len(names))]
+
+
+def _scale(channel: Any, field: str, domain: list[str], values: list[Any]) -> Any:
+    """One channel of a merged legend. The title is empty and the same, or Vega-Lite draws two legends."""
+    return channel(field, title=None, scale=alt.Scale(domain=domain, range=values), sort=None)
+
+
+def _finish(chart: Any, columns: int = 2) -> Spec:
+    """House style: one font, one ink, legend below, no background, so that a dark page shows through."""
+    text: Any = {"labelColor": INK, "titleColor": INK, "labelFontSize": 11, "titleFontSize": 11}
+    text |= {"titleFontWeight": "normal", "labelFont": FONT, "titleFont": FONT}
+    # A browser without that font draws a wider one: room on the left, so that no label is cut.
+    padding = {"left": 34, "right": 12, "top": 5, "bottom": 5}
+    styled = chart.configure(background="transparent", font=FONT, padding=padding)
+    styled = styled.configure_axis(**text, gridColor=GRID, domainColor=INK, tickColor=INK)
+    styled = styled.configure_legend(
+        **text, orient="bottom", columns=columns, columnPadding=26, labelLimit=300, symbolStrokeWidth=2
+    )
+    return dict(styled.configure_view(stroke=None).to_dict())
+
+
+def svg(spec: Spec) -> str:
+    """Draw as SVG."""
+    return str(vl_convert.vegalite_to_svg(spec, vl_version=VEGA_LITE))
+
+
+def png(spec: Spec) -> bytes:
+    """Draw as PNG on white, at twice the size, for slides and papers."""
+    spec = {**spec, "config": {**spec["config"], "background": "white"}}
+    return bytes(vl_convert.vegalite_to_png(spec, vl_version=VEGA_LITE, scale=2))

@@ -1,0 +1,91 @@
+"""Sources: one module each, from the published address to frames.
+
+A source module is the whole knowledge of one data set's layout. `Source` says what it must offer; add a module
+and a line in `SOURCES` (CONTRIBUTING.md has the three steps).
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, cast
+
+from avrl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from collections.abc import Iterator
+
+    import numpy as np
+
+    from avrl.episodes import Dropped, Episode
+
+SOURCES = {"egodex": "avrl.sources.egodex", "bridge": "avrl.sources.bridge"}
+SAMPLE = Path(__file__).parent.parent / "sample"  # the bundled sample, in the layouts of egodex and bridge
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A published file: its name below the base address and its size in bytes, where that is published."""
+
+    name: str
+    bytes: int | None = None
+
+
+class Source(Protocol):
+    """What a source module offers.
+
+    Attributes:
+        PARTS: Names a user may ask for with ``--part``, and in the order of preference.
+        DEFAULT_PARTS: What is fetched when nothing is asked for.
+        BASE_URL: Address that the published files lie below.
+        BYTES: Published size in bytes of each part, where known.
+        LICENCE: One line for the terminal and every manifest.
+    """
+
+    PARTS: tuple[str, ...]
+    DEFAULT_PARTS: tuple[str, ...]
+    BASE_URL: str
+    BYTES: Mapping[str, int]
+    LICENCE: str
+
+    def remote_files(self, parts: tuple[str, ...]) -> list[Remote]:
+        """The published files of these parts; also their names in the raw artifact."""
+        ...
+
+    def local_files(self, folder: Path, parts: tuple[str, ...]) -> dict[str, Path]:
+        """Name in the raw artifact -> file or folder of a local copy, for these parts.
+
+        Raises:
+            NotFoundError: the folder holds no such part in any known layout.
+        """
+        ...
+
+    def survey(self, raw: Path) -> tuple[list[Episode], list[Dropped]]:
+        """List every episode of a raw artifact in sorted order, and what cannot be one. Opens no clip."""
+        ...
+
+    def frames(
+        self, raw: Path, episode: Episode, image_size: int, scratch: Path
+    ) -> tuple[Episode, Iterator[np.ndarray]]:
+        """Open an episode: what only its files tell (length, fps, language), and its frames to come.
+
+        The frames are uint8 (image_size, image_size, 3) RGB, centre-cropped, in order, every one of them.
+
+        Raises:
+            IntegrityError: a file is damaged, lacks its partner, or does not fit it.
+            DecodeError: fewer or more frames than promised, or a damaged one (while iterating).
+        """
+        ...
+
+
+def source(name: str) -> Source:
+    """The source module of this name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in SOURCES:
+        raise ConfigError(f"no source named {name!r}", f"known: {', '.join(SOURCES)}, sample")
+    return cast("Source", importlib.import_module(SOURCES[name]))

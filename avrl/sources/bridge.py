@@ -1,0 +1,142 @@
+"""Bridge V2: the RLDS shards (``bridge_dataset/1.0.0``), 256x256 JPEG at 5 Hz, 7-D state and action.
+
+Source: Walke et al. 2023, "BridgeData V2", arXiv:2308.12952; the shards are those that OpenVLA and Octo read
+(1,024 of train, 128 of val, 124 GB, 60,064 episodes). Sizes of single shards are not published.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from avrl import tfrecord
+from avrl.episodes import Dropped, Episode
+from avrl.errors import DecodeError, IntegrityError, NotFoundError
+from avrl.sources import Remote
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+BASE_URL = "https://rail.eecs.berkeley.edu/datasets/bridge_release/data/tfds/"
+FOLDER = "bridge_dataset/1.0.0"
+SHARDS = {"train": 1024, "val": 128}
+PARTS = tuple(SHARDS)
+DEFAULT_PARTS = PARTS
+BYTES = {"train": 110_000_000_000, "val": 14_000_000_000}  # from the index page: 124 GB in all
+LICENCE = "Bridge V2: CC BY 4.0"
+FPS = 5.0
+CAMERA = "image_0"  # the main view; image_1..3 are black dummies in most episodes, whatever has_image_* says
+NO_LANGUAGE = "(none)"  # some episodes carry an empty instruction
+
+
+def remote_files(parts: tuple[str, ...]) -> list[Remote]:
+    """The shards of these splits, under TFDS's names, and the two files that describe them."""
+    names = [
+        f"bridge_dataset-{part}.tfrecord-{index:05d}-of-{SHARDS[part]:05d}"
+        for part in parts
+        for index in range(SHARDS[part])
+    ]
+    return [Remote(f"{FOLDER}/{name}") for name in ["dataset_info.json", "features.json", *names]]
+
+
+def local_files(folder: Path, parts: tuple[str, ...]) -> dict[str, Path]:
+    """Shards below ``folder``, below its ``bridge_dataset/1.0.0``, or a mirror's subset of them.
+
+    Raises:
+        NotFoundError: a split has no shard there.
+    """
+    for place in (folder, folder / "1.0.0", folder / FOLDER):
+        found = {part: sorted(place.glob(f"*-{part}.tfrecord-*")) for part in parts}
+        if any(found.values()):
+            for part, shards in found.items():
+                if not shards:
+                    raise NotFoundError(f"{place} has no *-{part}.tfrecord-* shard", "fetch that split too")
+            return {f"{FOLDER}/{one.name}": one for shards in found.values() for one in shards}
+    raise NotFoundError(f"{folder} has no bridge_dataset/1.0.0/*.tfrecord-* shards", "name the folder above them")
+
+
+def survey(raw: Path) -> tuple[list[Episode], list[Dropped]]:
+    """Every record of every shard, in the order of shard names; a shard's unreadable rest is dropped by name."""
+    episodes: list[Episode] = []
+    dropped: list[Dropped] = []
+    for path in sorted((raw / FOLDER).glob("*.tfrecord-*")):
+        split = path.name.split(".")[0].rsplit("-", 1)[-1]
+        number = 0
+        try:
+            for number, offset in enumerate(tfrecord.offsets(path)):  # number outlives the loop
+                name = f"{path.name}#{number}"
+                episodes.append(
+                    Episode(len(episodes), name, "", "", split, 0, FPS, f"{FOLDER}/{path.name}", offset=offset)
+                )
+        except IntegrityError as error:
+            dropped.append(Dropped(f"{path.name} from record {number + 1} on", str(error)))
+    return episodes, dropped
+
+
+def frames(raw: Path, episode: Episode, image_size: int, scratch: Path) -> tuple[Episode, Iterator[np.ndarray]]:
+    """Open a record: its main camera's JPEGs, centre-cropped and scaled by area averaging.
+
+    Raises:
+        IntegrityError: checksums, or features that do not fit each other.
+        DecodeError: a damaged JPEG (while iterating).
+    """
+    record = steps(raw, episode)
+    jpegs = _jpegs(record, episode)
+    language = text(record, "steps/language_instruction")
+    # The instruction is the only name of a task in these shards.
+    opened = replace(episode, length=len(jpegs), language=language, task=language or NO_LANGUAGE)
+    return opened, _decode(jpegs, image_size, f"{raw / episode.file}#{episode.offset}")
+
+
+def steps(raw: Path, episode: Episode) -> dict[str, tfrecord.Feature]:
+    """The features of an episode's record, by their names in the RLDS spec.
+
+    Raises:
+        IntegrityError: the record is damaged.
+    """
+    return tfrecord.parse_example(tfrecord.read(raw / episode.file, episode.offset))
+
+
+def numbers(record: dict[str, tfrecord.Feature], name: str, episode: Episode) -> np.ndarray:
+    """A float feature of every step, (T, 7): RLDS stores the floats of a whole episode end to end.
+
+    Raises:
+        IntegrityError: it is missing or not 7 floats for each image.
+    """
+    found = record.get(f"steps/{name}")
+    length = len(_jpegs(record, episode))
+    if not isinstance(found, np.ndarray) or found.size != 7 * length:
+        raise IntegrityError(f"{episode.file}#{episode.offset}: steps/{name} is not {length} x 7 floats")
+    return found.reshape(length, 7)
+
+
+def text(record: dict[str, tfrecord.Feature], name: str) -> str:
+    """The first value of a text feature; empty if there is none."""
+    found = record.get(name)
+    return found[0].decode(errors="replace") if isinstance(found, list) and found else ""
+
+
+def _jpegs(record: dict[str, tfrecord.Feature], episode: Episode) -> list[bytes]:
+    found = record.get(f"steps/observation/{CAMERA}")
+    if not isinstance(found, list) or not found:
+        raise IntegrityError(f"{episode.file}#{episode.offset} has no steps/observation/{CAMERA}")
+    return found
+
+
+def _decode(jpegs: list[bytes], image_size: int, name: str) -> Iterator[np.ndarray]:
+    import simplejpeg
+    from PIL import Image
+
+    for number, jpeg in enumerate(jpegs):
+        try:
+            frame = simplejpeg.decode_jpeg(jpeg, colorspace="RGB")
+        except ValueError as error:
+            raise DecodeError(name, number, str(error)) from error
+        height, width = frame.shape[:2]
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        box = (left, top, left + side, top + side)
+        yield np.asarray(Image.fromarray(frame).resize((image_size, image_size), Image.Resampling.BOX, box))

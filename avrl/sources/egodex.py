@@ -1,0 +1,144 @@
+"""EgoDex: zips of ``<part>/<task>/<n>.mp4`` + ``<n>.hdf5``, 1920x1080 at 30 Hz, 194 tasks of two hands.
+
+Source: Hoque et al. 2025, "EgoDex: Learning Dexterous Manipulation from Large-Scale Egocentric Video",
+arXiv:2505.11709. Sizes are Content-Lengths that users of the data published; ``extra``'s is not known.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import zipfile
+from dataclasses import replace
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+from avrl import video, zips
+from avrl.episodes import Dropped, Episode
+from avrl.errors import IntegrityError, NotFoundError
+from avrl.sources import Remote
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    import numpy as np
+
+BASE_URL = "https://ml-site.cdn-apple.com/datasets/egodex/"
+BYTES = {
+    "part1": 321_588_941_964,
+    "part2": 327_274_733_628,
+    "part3": 326_263_668_370,
+    "part4": 329_365_549_875,
+    "part5": 331_277_374_642,
+    "test": 17_304_529_397,
+}
+PARTS = (*BYTES, "extra", "sample")
+DEFAULT_PARTS = ("part1",)
+LICENCE = "EgoDex: CC-BY-NC-ND 4.0 (non-commercial; do not redistribute frames, stores or other derivatives)"
+SAMPLE_LICENCE = "avrl sample: rendered from Meta-World (MIT)"
+
+
+def remote_files(parts: tuple[str, ...]) -> list[Remote]:
+    """One zip a part."""
+    return [Remote(f"{part}.zip", BYTES.get(part)) for part in parts]
+
+
+def local_files(folder: Path, parts: tuple[str, ...]) -> dict[str, Path]:
+    """``<part>.zip`` as published, or the same unpacked as ``<part>/<task>/<n>.mp4``.
+
+    Raises:
+        NotFoundError: a part is there in neither form.
+    """
+    found = {}
+    for part in parts:
+        zipped, unpacked = folder / f"{part}.zip", folder / part
+        if zipped.is_file():
+            found[zipped.name] = zipped
+        elif unpacked.is_dir():
+            found[part] = unpacked
+        else:
+            raise NotFoundError(f"{folder} has neither {part}.zip nor {part}/", "name the folder that holds them")
+    return found
+
+
+def survey(raw: Path) -> tuple[list[Episode], list[Dropped]]:
+    """Pairs of ``<n>.mp4`` and ``<n>.hdf5`` in every zip or unpacked part; a clip or a pose file alone is dropped."""
+    found: list[tuple[tuple[str, str, int], str, str]] = []
+    dropped: list[Dropped] = []
+    for place in sorted(raw.iterdir()):
+        if place.name.startswith(".") or not (place.is_dir() or place.suffix == ".zip"):
+            continue
+        names = {name for name in _names(place) if PurePosixPath(name).suffix in (".mp4", ".hdf5")}
+        stems = {str(PurePosixPath(name).with_suffix("")) for name in names}
+        for stem in stems:
+            part, task, number = stem.split("/")[-3:] if stem.count("/") >= 2 else ("", "", "")
+            missing = [ext for ext in (".mp4", ".hdf5") if stem + ext not in names]
+            if missing or not number.isdecimal():
+                why = f"has no {missing[0]} beside it" if missing else "is not <part>/<task>/<n>"
+                dropped.append(Dropped(stem, why))
+            else:
+                found.append(((part, task, int(number)), place.name, stem))
+    episodes = [
+        Episode(index, "/".join(map(str, key)), key[1], "", _split(key[0]), 0, 0.0, file, stem + ".mp4")
+        for index, (key, file, stem) in enumerate(sorted(found))
+    ]
+    return episodes, sorted(dropped, key=lambda one: one.episode_id)
+
+
+def _split(part: str) -> str:
+    return "test" if part == "test" else "train"
+
+
+def _names(place: Path) -> list[str]:
+    if place.is_dir():
+        return [f"{place.name}/{path.relative_to(place).as_posix()}" for path in place.glob("*/*") if path.is_file()]
+    return [one.filename for one in zips.check(place)]
+
+
+def frames(raw: Path, episode: Episode, image_size: int, scratch: Path) -> tuple[Episode, Iterator[np.ndarray]]:
+    """Open a clip and its poses, straight out of the zip: at most one clip a worker lies unpacked, in scratch.
+
+    Raises:
+        IntegrityError: the zip's checksum, the pose file, or clip and poses differing in length.
+        DecodeError: see `avrl.video`.
+    """
+    place = raw / episode.file
+    name = f"{place}:{episode.member}" if place.suffix == ".zip" else str(raw / episode.member)
+    clip_path, pose_path = raw / episode.member, raw / PurePosixPath(episode.member).with_suffix(".hdf5")
+    if place.suffix == ".zip":
+        clip_path, pose_path = scratch / f"{os.getpid()}.mp4", scratch / f"{os.getpid()}.hdf5"
+        zips.copy_member(_archive(place), episode.member, clip_path)
+        zips.copy_member(_archive(place), str(PurePosixPath(episode.member).with_suffix(".hdf5")), pose_path)
+    poses, language = _poses(pose_path, name.removesuffix(".mp4") + ".hdf5")
+    clip = video.probe(clip_path, name)
+    if clip.frames != poses:
+        raise IntegrityError(
+            f"{name}: the clip has {clip.frames} frames, its hdf5 has {poses} poses",
+            "fetch the part again, or list it as dropped with --on-error drop",
+        )
+    opened = replace(episode, length=clip.frames, fps=clip.fps, language=language)
+    return opened, video.decode(clip_path, clip, image_size, name)
+
+
+@functools.lru_cache(maxsize=8)
+def _archive(path: Path) -> zipfile.ZipFile:
+    """An open zip a worker: reading a directory of 92,000 members takes longer than decoding a clip."""
+    return zipfile.ZipFile(path)
+
+
+def _poses(path: Path, name: str) -> tuple[int, str]:
+    """Number of poses and the instruction. ``confidences`` may be absent: that means unknown, not zero."""
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            attributes = dict(file.attrs)
+            chosen = "2" if str(attributes.get("which_llm_description", "1")) == "2" else ""
+            language = attributes.get(f"llm_description{chosen}", attributes.get("task", ""))
+            return int(file["transforms/camera"].shape[0]), str(language)
+    except (OSError, KeyError, IndexError, RuntimeError) as error:
+        raise IntegrityError(
+            f"{name} is no EgoDex pose file: {error}",
+            "fetch the part again, or list it as dropped with --on-error drop",
+        ) from error

@@ -1,0 +1,162 @@
+"""Stages: build once, find ever after. A stage only declares; this module runs it.
+
+A build fills a partial directory that is named by the key, under a courtesy lock. Killed builds go on in the
+same directory the next time the same key is asked, and only then: that is all that "resume" means here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import importlib.metadata
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from avrl.artifact import SCRATCH, Artifact, Input, Manifest, digest_of, hash_files, key_of, publish
+from avrl.cache import KEY_LENGTH, Cache
+from avrl.config import as_json
+from avrl.errors import BusyError, DiskFullError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+Inputs = Mapping[str, Artifact]
+PACKAGES = ("avrl", "torch", "timm", "zarr", "polars", "numpy", "accelerate", "simplejpeg", "altair")
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a build has to say of its work, for the manifest."""
+
+    facts: dict[str, Any] = field(default_factory=dict)
+    licence: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A way of making one kind of artifact.
+
+    Attributes:
+        name: The noun it makes; also its folder in the cache.
+        version: Bumped by hand when the same request would now write other bytes.
+        config: The dataclass of its options.
+        slug: (config, inputs) -> readable name; never part of the key.
+        build: (config, inputs, folder) fills a folder that an interrupted build may have half filled.
+    """
+
+    name: str
+    version: int
+    config: type[Any]
+    slug: Callable[[Any, Inputs], str]
+    build: Callable[[Any, Inputs, Path], Built]
+
+    def key(self, config: object, inputs: Inputs) -> str:
+        """SHA-256 (hex) of this request."""
+        digests = {role: one.digest for role, one in inputs.items()}
+        return key_of(self.name, self.version, as_json(config, runtime=False), digests)
+
+
+def run(stage: Stage, config: object, inputs: Inputs, cache: Cache) -> tuple[Artifact, bool]:
+    """Find the artifact of this request, or build it. Returns it and whether it was found (a hit).
+
+    Raises:
+        BusyError: another process is building it.
+        DiskFullError: the disk filled up; what was built so far is kept.
+    """
+    key = stage.key(config, inputs)
+    found = cache.find(stage.name, key)
+    if found:
+        return found, True
+    slug = stage.slug(config, inputs)
+    partial = cache.partial(stage.name, slug, key)
+    partial.mkdir(parents=True, exist_ok=True)
+    with _lock(partial):
+        found = cache.find(stage.name, key)  # another process may have published while we waited for nothing
+        if found:
+            return found, True
+        started = time.monotonic()
+        try:
+            built = stage.build(config, inputs, partial)
+            shutil.rmtree(partial / SCRATCH, ignore_errors=True)
+            files = hash_files(partial)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise DiskFullError(
+                    f"no space left while making {slug} in {cache.root}",
+                    "free some and run the same command: it goes on from here",
+                ) from error
+            raise
+        manifest = Manifest(
+            stage=stage.name,
+            version=stage.version,
+            key=key,
+            digest=digest_of(files),
+            config=as_json(config, runtime=False),
+            runtime=as_json(config, runtime=True),
+            inputs=[Input(role, one.ref, one.digest) for role, one in sorted(inputs.items())],
+            files=files,
+            facts=built.facts,
+            licence=_licences(built, inputs),
+            packages=_packages(),
+            seconds=round(time.monotonic() - started, 3),
+        )
+        return publish(partial, cache.path(stage.name, slug, key), manifest), False
+
+
+def why(stage: Stage, config: object, inputs: Inputs, cache: Cache) -> list[str]:
+    """Why a request is a miss: what differs from the nearest artifact of the same stage. Empty for a hit."""
+    key = stage.key(config, inputs)
+    if cache.find(stage.name, key):
+        return []
+    slug = stage.slug(config, inputs)
+    if cache.partial(stage.name, slug, key).is_dir():
+        return ["begun before and not finished: it goes on from there"]
+    asked: dict[str, Any] = {"version": stage.version, **as_json(config, runtime=False)}
+    asked |= {f"input {role}": one.digest[:KEY_LENGTH] for role, one in inputs.items()}
+    differences = [_differences(asked, one.manifest) for one in cache.artifacts(stage.name)]
+    return min(differences, key=len) if differences else [f"no {stage.name} in the cache yet"]
+
+
+def _differences(asked: dict[str, Any], manifest: Manifest) -> list[str]:
+    there: dict[str, Any] = {"version": manifest.version, **manifest.config}
+    there |= {f"input {one.role}": one.digest[:KEY_LENGTH] for one in manifest.inputs}
+    names = sorted(set(asked) | set(there))
+    return [f"{name}: {there.get(name)} -> {asked.get(name)}" for name in names if there.get(name) != asked.get(name)]
+
+
+def _licences(built: Built, inputs: Inputs) -> list[str]:
+    lines = list(built.licence)
+    for one in inputs.values():
+        lines += [line for line in one.manifest.licence if line not in lines]
+    return lines
+
+
+def _packages() -> dict[str, str]:
+    versions = {}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
+
+
+@contextlib.contextmanager
+def _lock(partial: Path) -> Iterator[None]:
+    """Courtesy lock against double work. No correctness rests on it: locks are no-ops on many cluster disks."""
+    with partial.with_name(partial.name + ".lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BusyError(
+                f"another avrl is making {partial.name.removeprefix('.partial-')}",
+                "wait for it, or stop it",
+            ) from None
+        except OSError as error:
+            log.debug("no lock on this file system: %s", error)
+        yield

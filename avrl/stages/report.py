@@ -1,0 +1,57 @@
+"""Stage `tables`: scores -> tables, pictures and one page. Its inputs are *all* scores of a cache.
+
+No file holds the date, so a second report of the same scores has the same digest, killed or not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+from avrl.config import Opt
+from avrl.errors import ConfigError
+from avrl.stage import Built, Inputs, Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from avrl.artifact import Artifact
+
+SCORES, CHECKPOINTS = "scores", "checkpoint"
+PAGE, SUMMARY = "report.html", "summary.txt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """How scores become tables."""
+
+    resamples: Annotated[int, Opt("Bootstrap resamples of each paired difference")] = 1000
+
+    def __post_init__(self) -> None:
+        if self.resamples < 100:
+            raise ConfigError(f"resamples={self.resamples} is too few for a 95% interval", "use at least 100")
+
+
+def inputs(scores: Sequence[Artifact], checkpoints: Sequence[Artifact]) -> dict[str, Artifact]:
+    """The stage's inputs: roles numbered in the order of the references."""
+    found = {}
+    for role, artifacts in ((SCORES, scores), (CHECKPOINTS, checkpoints)):
+        for number, one in enumerate(sorted(artifacts, key=lambda one: one.ref)):
+            found[f"{role}-{number:02d}"] = one
+    return found
+
+
+def _slug(config: ReportConfig, given: Inputs) -> str:
+    return f"report-{sum(role.startswith(SCORES) for role in given)}-scores"
+
+
+def _build(config: ReportConfig, given: Inputs, folder: Path) -> Built:
+    from avrl import report
+
+    scores = [one for role, one in given.items() if role.startswith(SCORES)]
+    checkpoints = [one for role, one in given.items() if role.startswith(CHECKPOINTS)]
+    return Built(facts=report.write(folder, scores, checkpoints, config.resamples))
+
+
+STAGE = Stage(name="tables", version=1, config=ReportConfig, slug=_slug, build=_build)

@@ -1,0 +1,214 @@
+"""Tables of scores and of training: numbers at full precision (CSV) beside the strings that people read.
+
+A cell that has no number says why: "not measured" (nobody ran it) or "undefined" (the target does not move).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import polars as pl
+
+from avrl.comparison import ROW, UNSEEN, WHOLE, ranks
+from avrl.errors import IntegrityError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from avrl.artifact import Artifact
+    from avrl.comparison import Protocol
+
+POOLED = ("position", "rotation")  # groups that have a mean over their dimensions
+DIMENSIONS = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
+NOT_MEASURED, UNDEFINED = "not measured", "undefined"
+LABEL = "encoder · readout"
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table: its file name, what it shows, its numbers and the same as strings in reading order."""
+
+    name: str
+    title: str
+    caption: str
+    numbers: pl.DataFrame
+    view: pl.DataFrame
+
+
+class Column(NamedTuple):
+    """A column of scores: which numbers it holds."""
+
+    group: str
+    metric: str
+    split: str
+    dimension: str
+
+    @property
+    def title(self) -> str:
+        """As the header says it."""
+        what = self.group if self.dimension in ("mean", "all", self.group) else self.dimension
+        return f"{what} {self.metric_title}" + {WHOLE: "", UNSEEN: ", unseen tasks"}.get(self.split, f", {self.split}")
+
+    @property
+    def metric_title(self) -> str:
+        """As people write it."""
+        return {"r2": "R²", "auc": "AUC"}.get(self.metric, self.metric.replace("-", " "))
+
+    @property
+    def name(self) -> str:
+        """As the CSV says it."""
+        return "_".join([self.group, self.dimension, self.metric, self.split]).replace("-", "_")
+
+
+def columns(scores: pl.DataFrame) -> list[Column]:
+    """The headline columns these scores can fill: the mean of each group; position on unseen tasks too."""
+    found = scores.filter(pl.col("split").is_in([WHOLE, UNSEEN])).select(Column._fields).unique()
+    every = [Column(**row) for row in found.iter_rows(named=True)]
+    heads = [one for one in every if one.dimension == "mean" or one.group not in POOLED]
+    heads = [one for one in heads if one.split == WHOLE or one.group == POOLED[0]]
+    # R2 of a binary gripper says little where there is AUC or accuracy; it stays in the table by dimension.
+    binary = {one.group for one in heads if one.metric in ("auc", "accuracy")}
+    heads = [one for one in heads if one.metric != "r2" or one.group not in binary]
+    rank = ranks((*POOLED, "gripper"))
+    return sorted(heads, key=lambda one: (rank.get(one.group, len(rank)), one.metric != "auc", one))
+
+
+def wide(scores: pl.DataFrame, chosen: list[Column]) -> pl.DataFrame:
+    """One row an encoder and readout; of each column the value, low, high and whether it was measured."""
+    base = scores.select(*ROW, "name", "kind", "label", "dims").unique(ROW, keep="first", maintain_order=True)
+    for one in chosen:
+        part = scores.filter(group=one.group, metric=one.metric, split=one.split, dimension=one.dimension).unique(
+            ROW, keep="first", maintain_order=True
+        )
+        part = part.select(
+            *ROW,
+            pl.col("value").alias(one.name),
+            pl.col("low").alias(f"{one.name}_low"),
+            pl.col("high").alias(f"{one.name}_high"),
+            pl.lit(True).alias(f"{one.name}_measured"),
+        )
+        base = base.join(part, on=ROW, how="left", maintain_order="left")
+    return base
+
+
+def main(protocol: Protocol) -> Table:
+    """Encoders x readouts against target groups: ours beside their untrained twins, outside ones, floors."""
+    chosen = columns(protocol.scores)
+    frame = wide(protocol.scores, chosen)
+    return Table(
+        f"main-{protocol.slug}",
+        "Scores",
+        "R² on held-out episodes, [95% interval over episodes]; a group is the unweighted mean of its "
+        "dimensions. An untrained twin is the same network, random weights; floors use no learned encoder.",
+        _without_marks(frame),
+        _view(frame, {one: one.title for one in chosen}),
+    )
+
+
+def dimensions(protocol: Protocol) -> Table:
+    """Every target dimension by itself: a pooled number hides which of them an encoder knows."""
+    found = protocol.scores.filter(~pl.col("dimension").is_in(["mean", "all"]), split=WHOLE)
+    keys = found.select(Column._fields).unique().iter_rows(named=True)
+    rank = ranks(DIMENSIONS)
+    chosen = sorted((Column(**key) for key in keys), key=lambda one: (rank.get(one.dimension, 99), one))
+    frame = wide(protocol.scores, chosen)
+    return Table(
+        f"dimensions-{protocol.slug}",
+        "By target dimension",
+        "The same rows, a column for each dimension of the target.",
+        _without_marks(frame),
+        _view(frame, {one: f"{one.dimension} {one.metric_title}" for one in chosen}),
+    )
+
+
+def training(checkpoints: Iterable[Artifact]) -> Table:
+    """What pretraining cost and where it ended, a row a checkpoint.
+
+    Raises:
+        IntegrityError: a log cannot be read.
+    """
+    rows = []
+    for one in checkpoints:
+        facts, last = one.manifest.facts, log(one).tail(1).to_dicts()
+        end = last[0] if last else {}
+        rows.append(
+            {
+                "checkpoint": one.ref,
+                "objective": facts.get("objective") or one.manifest.config.get("objective"),
+                "size": facts.get("size"),
+                "parameters": facts.get("parameters"),
+                "steps": facts.get("steps", end.get("step")),
+                "samples": facts.get("samples", end.get("samples")),
+                "final loss": end.get("loss"),
+                "final skill": end.get("skill"),
+                "baseline": facts.get("baseline") or _config(one).get("baseline"),
+                "seconds": one.manifest.seconds,
+                "device": facts.get("device") or one.manifest.runtime.get("device"),
+            }
+        )
+    kinds: dict[str, Any] = dict.fromkeys(["checkpoint", "objective", "size", "baseline", "device"], pl.String)
+    kinds |= dict.fromkeys(["parameters", "steps", "samples"], pl.Int64)
+    kinds |= dict.fromkeys(["final loss", "final skill", "seconds"], pl.Float64)
+    order = list(rows[0]) if rows else list(kinds)
+    frame = pl.DataFrame(rows, schema={name: kinds[name] for name in order}, strict=False)
+    forms = {"final loss": "{:.4f}", "final skill": "{:.3f}", "seconds": "{:,.0f}"}
+    forms |= dict.fromkeys(["parameters", "steps", "samples"], "{:,}")
+    view = frame.with_columns(
+        pl.Series(name, [NOT_MEASURED if v is None else forms.get(name, "{}").format(v) for v in frame[name]])
+        for name in order
+    )
+    caption = (
+        "Skill = 1 - error / error of the named baseline: 0 is no better than the baseline, 1 is perfect. "
+        "Losses of different objectives are in different units; skills are comparable for the same baseline "
+        "only."
+    )
+    return Table("training", "Training", caption, frame, view)
+
+
+def log(checkpoint: Artifact) -> pl.DataFrame:
+    """The training log of a checkpoint.
+
+    Raises:
+        IntegrityError: it cannot be read.
+    """
+    path = checkpoint.root / "log.parquet"
+    try:
+        return pl.read_parquet(path)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise IntegrityError(f"{path}: {error}", f"rm -r {checkpoint.root} and pretrain again") from error
+
+
+def _config(checkpoint: Artifact) -> dict[str, Any]:
+    path = checkpoint.root / "config.json"
+    found = json.loads(path.read_bytes()) if path.is_file() else {}
+    return found if isinstance(found, dict) else {}
+
+
+def _view(frame: pl.DataFrame, titles: dict[Column, str]) -> pl.DataFrame:
+    """What people read: which row it is, its numbers, and last how many features it took."""
+    cells = (pl.Series(title, _cells(frame, one), pl.String) for one, title in titles.items())
+    dims = pl.col("dims").cast(pl.String).fill_null("")
+    return frame.select(pl.col("label").alias(LABEL), "kind", *cells, dims)
+
+
+def _without_marks(frame: pl.DataFrame) -> pl.DataFrame:
+    return frame.drop(name for name in frame.columns if name.endswith("_measured")).drop("label", "name")
+
+
+def _cells(frame: pl.DataFrame, one: Column) -> list[str]:
+    parts = [frame[f"{one.name}{end}"] for end in ("", "_low", "_high", "_measured")]
+    return [cell(*row) for row in zip(*parts, strict=True)]
+
+
+def cell(
+    value: float | None, low: float | None, high: float | None, measured: bool | None, *, sign: bool = False
+) -> str:
+    """A number with its interval, or the reason why there is none."""
+    if value is None:
+        return UNDEFINED if measured else NOT_MEASURED
+    form = "{:.1f}" if abs(value) >= 10 else "{:+.3f}" if sign else "{:.3f}"  # a rank, not a score
+    if low is None or high is None:
+        return form.format(value)
+    return f"{form} [{form}, {form}]".format(value, low, high)

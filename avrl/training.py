@@ -1,0 +1,164 @@
+"""Pretraining: batches -> checkpoint, the same steps in the same order on 1 process or many, killed or not.
+
+The state of a run is weights, optimizer and the global step; order and randomness are functions of the step
+(`avrl.pairs`) and the learning rate is too. So a resumed run is bit-identical to an undisturbed one on a CPU.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from avrl import checkpoint
+from avrl.artifact import SCRATCH
+from avrl.curve import Curve
+from avrl.errors import ConfigError
+from avrl.objectives import modules
+from avrl.pairs import Pairs, Sampling
+from avrl.ranks import Stop, Stopped, agree, told_by_first
+from avrl.store import FrameStore
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from accelerate import Accelerator
+
+    from avrl.objectives import Objective
+
+BETAS = (0.9, 0.95)  # He et al. 2022 (MAE), table 8
+CLIP = 1.0  # largest gradient norm
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What one run is: plain values, so that it travels to the processes of other GPUs.
+
+    `network` is what ``config.json`` keeps; see `avrl.checkpoint.build`.
+    """
+
+    network: dict[str, Any]
+    epochs: int
+    batch_size: int
+    lr: float
+    weight_decay: float
+    warmup_epochs: float
+    sampling: Sampling
+    precision: str
+    device: str
+    threads: int
+    save_minutes: float
+
+
+def learning_rate(step: int, total: int, warmup: int, peak: float) -> float:
+    """Linear warm-up, then half a cosine to zero; a function of the step alone (Loshchilov & Hutter 2017)."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+def train(out: Path, frames: Path, recipe: Recipe) -> dict[str, Any]:
+    """Train, from wherever an earlier call was stopped, and write the checkpoint. Every rank calls this.
+
+    Args:
+        out: Directory to fill with ``model.safetensors``, ``config.json``, ``log.parquet``.
+        frames: Root of the ``frames`` artifact.
+        recipe: What to train and how.
+
+    Returns:
+        Facts for the manifest.
+
+    Raises:
+        ConfigError: the batch does not divide among the ranks, or the episodes are too few.
+        DivergedError: the loss is not finite; no weights of that step are kept anywhere.
+        Stopped: a signal came; the state is saved.
+    """
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=recipe.device == "cpu", mixed_precision=_precision(recipe))
+    world, rank = accelerator.num_processes, accelerator.process_index
+    if recipe.batch_size % world:
+        raise ConfigError(f"--batch-size {recipe.batch_size} does not divide among {world} processes")
+    pairs = Pairs(FrameStore(frames, recipe.threads), recipe.sampling, recipe.batch_size)
+    objective = checkpoint.build(recipe.network)
+    optimizer = torch.optim.AdamW(_groups(objective, recipe.weight_decay), lr=recipe.lr, betas=BETAS)
+    snapshots = out / SCRATCH / "snapshots"
+    modules(objective).to(accelerator.device)
+    found = checkpoint.load_snapshot(snapshots, objective, optimizer)
+    model, wrapped = accelerator.prepare(modules(objective), optimizer)
+    total = recipe.epochs * pairs.steps_per_epoch
+    warmup = round(recipe.warmup_epochs * pairs.steps_per_epoch)
+    curve = Curve(total, pairs.steps_per_epoch, recipe.batch_size, found)
+    started = begun = time.monotonic()
+    first = found.step if found else 0
+    with Stop() as stop, curve.progress(first, rank) as bar:
+        for step, batch in enumerate(pairs.stream(first, total, rank, world), first):
+            lr = learning_rate(step, total, warmup, recipe.lr)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            to = accelerator.device
+            with accelerator.autocast():
+                losses = model(batch.frames_BTHWC.to(to), batch.gap_B.to(to), batch.seed_B.to(to))
+            asked_to_stop = agree(accelerator, losses["loss"], stop, step)
+            accelerator.backward(losses["loss"])
+            norm = accelerator.clip_grad_norm_(model.parameters(), CLIP)
+            wrapped.step()
+            wrapped.zero_grad()
+            curve.add(step, losses, norm, lr, accelerator)
+            bar.update()
+            done = step + 1
+            due = told_by_first(accelerator, time.monotonic() - started > 60 * recipe.save_minutes)
+            if (asked_to_stop or due) and done < total:
+                state = curve.snapshot(done, accelerator)
+                if rank == 0:
+                    checkpoint.save_snapshot(snapshots, objective, optimizer, state)
+                started = time.monotonic()
+            if asked_to_stop and done < total:
+                accelerator.wait_for_everyone()
+                raise Stopped(128 + asked_to_stop)
+    if rank == 0:
+        curve.write(out / "log.parquet")
+        checkpoint.save(out, objective, recipe.network)
+    accelerator.wait_for_everyone()
+    seconds = time.monotonic() - begun
+    return {
+        **recipe.network,
+        "parameters": sum(one.numel() for one in modules(objective).parameters()),
+        "steps": total,
+        "samples": total * recipe.batch_size,
+        "baseline": objective.baseline,
+        "final_loss": curve.rows[-1]["loss"],
+        "final_skill": curve.rows[-1]["skill"],
+        "device": torch.cuda.get_device_name() if accelerator.device.type == "cuda" else "cpu",
+        "processes": world,
+        "arithmetic": _arithmetic(accelerator),
+        "samples_per_second": round((total - first) * recipe.batch_size / max(seconds, 1e-9), 1),
+    }
+
+
+def _precision(recipe: Recipe) -> str:
+    """Accelerate's word for the arithmetic: bf16 where the device has it, unless fp32 is asked for."""
+    can = recipe.device != "cpu" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    if recipe.precision == "bf16" and not can:
+        raise ConfigError("--precision bf16 needs a GPU that has it", "leave it at auto, or ask for fp32")
+    return "bf16" if can and recipe.precision != "fp32" else "no"
+
+
+def _arithmetic(accelerator: Accelerator) -> str:
+    """What a product of matrices really comes out as: an autocast that is off says so here."""
+    one = torch.ones(1, 1, device=accelerator.device)
+    with accelerator.autocast():
+        return str((one @ one).dtype).removeprefix("torch.")
+
+
+def _groups(objective: Objective, weight_decay: float) -> list[dict[str, Any]]:
+    """Weight decay for matrices only, not for biases, norms and tokens (MAE's and timm's rule)."""
+    named = list(modules(objective).named_parameters())
+    light = {name for name, one in named if one.ndim < 2 or name.endswith(("cls", "mask_token"))}
+    return [
+        {"params": [one for name, one in named if name not in light], "weight_decay": weight_decay},
+        {"params": [one for name, one in named if name in light], "weight_decay": 0.0},
+    ]

@@ -1,0 +1,179 @@
+"""Verdicts: which encoder stands above what, by how much, and what is not known.
+
+A difference is paired: both encoders on the same draws of the same test episodes. "Above" and "below" mean
+that the interval excludes zero; anything else is "undecided", and what nobody ran is "not measured".
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import polars as pl
+
+from avrl.comparison import FLOOR, ROW, UNSEEN, WHOLE
+from avrl.intervals import N_RESAMPLES, Interval, Sums, difference, weights
+from avrl.tables import LABEL, NOT_MEASURED, UNDEFINED, Column, Table, cell, wide
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from avrl.comparison import Protocol
+
+ABOVE, BELOW, UNDECIDED = "above", "below", "undecided"
+TWIN, PIXELS, OUTSIDE = "untrained twin", f"floor {FLOOR}", "best outside"
+GROUP = "position"
+HEADLINE = Column(GROUP, "r2", WHOLE, "mean")
+NUMBERS = {
+    **dict.fromkeys([*ROW, "name", "label", "kind", "split", "against", "other", "verdict", "note"], pl.String),
+    **dict.fromkeys(["difference", "low", "high"], pl.Float64),
+    "episodes": pl.Int64,
+}
+
+Row = dict[str, Any]
+
+
+class Measured(NamedTuple):
+    """A paired difference, or the reason why there is none."""
+
+    interval: Interval | None
+    episodes: int
+    note: str
+
+
+def differences(protocol: Protocol, resamples: int = N_RESAMPLES) -> Table:
+    """Position R2 of each pretrained row minus its untrained twin, the pixel floor, the best outside row."""
+    rows = wide(protocol.scores, [HEADLINE]).to_dicts()
+    compare = _Comparison(protocol, resamples)
+    splits = [WHOLE] + [UNSEEN] * (not protocol.scores.filter(split=UNSEEN).is_empty())
+    found = [
+        _entry(row, split, against, other, note or compare(row, other, split))
+        for split in splits
+        for row in rows
+        for against, other, note in _opponents(row, rows)
+    ]
+    frame = pl.DataFrame(found, schema=NUMBERS)
+    best = best_outside(rows)
+    named = f" ({best['label']})" if best else ""
+    caption = (
+        "Position R² of a row minus that of its untrained twin, of the pixel-difference floor, of the best "
+        f"outside row{named}: paired, on the same draws of test episodes, [95% interval]. Above / below: the "
+        "interval excludes zero. The best outside row was chosen on these same scores, which favours it."
+    )
+    return Table(f"differences-{protocol.slug}", "Differences", caption, frame, _view(frame))
+
+
+def _view(frame: pl.DataFrame) -> pl.DataFrame:
+    """One line a row and test set, one column an opponent, the verdict behind the number."""
+    shown = [
+        f"{cell(one['difference'], one['low'], one['high'], False, sign=True)} {one['verdict']}"
+        if one["difference"] is not None
+        else f"{NOT_MEASURED}: {one['note']}"
+        for one in frame.iter_rows(named=True)
+    ]
+    long = frame.with_columns(pl.Series("shown", shown, pl.String))
+    view = long.select(*ROW, "split", "kind", pl.col("label").alias(LABEL)).unique(maintain_order=True)
+    for against in (TWIN, PIXELS, OUTSIDE):
+        part = long.filter(against=against).select(*ROW, "split", pl.col("shown").alias(f"minus {against}"))
+        view = view.join(part, on=[*ROW, "split"], how="left", maintain_order="left")
+    return view.select(
+        LABEL,
+        "kind",
+        pl.col("split").replace({WHOLE: "all", UNSEEN: "unseen"}).alias("test tasks"),
+        pl.col(f"minus {TWIN}", f"minus {PIXELS}", f"minus {OUTSIDE}").fill_null("does not apply"),
+    )
+
+
+def _opponents(row: Row, rows: list[Row]) -> Iterator[tuple[str, Row | None, str]]:
+    """What a row is measured against: (kind of opponent, its row, why there is none)."""
+    if row["init"] not in ("trained", "pretrained"):
+        return
+    same = ("encoder", "readout", "pairing", "dims")
+    twins = [one for one in rows if one["init"] == "random" and all(one[name] == row[name] for name in same)]
+    own = [one for one in twins if one["checkpoint"] == row["checkpoint"]] or twins
+    if row["init"] == "trained" or own:
+        yield (
+            TWIN,
+            own[0] if len(own) == 1 else None,
+            {0: "no untrained twin", 1: ""}.get(len(own), "several twins"),
+        )
+    floors = [one for one in rows if one["encoder"] == FLOOR and one["init"] == "none"]
+    yield PIXELS, floors[0] if floors else None, "" if floors else f"no {FLOOR} floor"
+    if row["init"] == "trained":
+        best = best_outside(rows)
+        yield OUTSIDE, best, "" if best else "no outside encoder"
+
+
+def best_outside(rows: list[Row]) -> Row | None:
+    """The outside row of highest position R2 over all test tasks."""
+    known = [one for one in rows if one["init"] == "pretrained" and one[HEADLINE.name] is not None]
+    return max(known, key=lambda one: (one[HEADLINE.name], one["label"]), default=None)
+
+
+def _entry(row: Row, split: str, against: str, other: Row | None, measured: Measured | str) -> Row:
+    if isinstance(measured, str):
+        measured = Measured(None, 0, measured)
+    given = measured.interval
+    value, low, high = (float(one) for one in given) if given else (None, None, None)
+    verdict = NOT_MEASURED
+    if low is not None and high is not None:
+        verdict = ABOVE if low > 0 else BELOW if high < 0 else UNDECIDED
+    return {
+        **{name: row[name] for name in [*ROW, "name", "label", "kind"]},
+        "split": split,
+        "against": against,
+        "other": other["label"] if other else "",
+        "difference": value,
+        "low": low,
+        "high": high,
+        "episodes": measured.episodes,
+        "verdict": verdict,
+        "note": measured.note,
+    }
+
+
+class _Comparison:
+    """Paired differences within one protocol; draws and per-episode sums are made once."""
+
+    def __init__(self, protocol: Protocol, resamples: int) -> None:
+        self._resamples = resamples
+        self._draws: dict[int, Any] = {}
+        moving = protocol.scores.filter(pl.col("value").is_not_null(), group=GROUP, metric="r2")
+        self._dimensions = {
+            split: sorted(set(moving.filter(split=split)["dimension"]) - {"mean"}) for split in (WHOLE, UNSEEN)
+        }
+        self._parts = protocol.episodes.partition_by(ROW, as_dict=True)
+
+    def __call__(self, row: Row, other: Row | None, split: str) -> Measured:
+        dims = self._dimensions[split]
+        if not dims:
+            return Measured(None, 0, UNDEFINED)
+        one, two = self._sums(row, split), self._sums(other, split) if other else None
+        if one is None or two is None:
+            return Measured(None, 0, "no sums of single episodes")
+        if not np.array_equal(one[0], two[0]) or not np.array_equal(one[1].n, two[1].n):
+            return Measured(None, 0, "scored on other episodes")
+        count = len(one[0])
+        if count not in self._draws:
+            self._draws[count] = weights(count, self._resamples)
+        found = difference(one[1], two[1], self._draws[count], mean=True)
+        if not np.isfinite(found).all():
+            return Measured(None, count, UNDEFINED)
+        return Measured(found, count, "")
+
+    def _sums(self, row: Row, split: str) -> tuple[Any, Sums] | None:
+        """Episode numbers and sums of a row, (E, K) in a fixed order; None if they are not all there."""
+        part = self._parts.get(tuple(row[name] for name in ROW))
+        if part is None:
+            return None
+        dims = self._dimensions[split]
+        part = part.filter(pl.col("dimension").is_in(dims)).sort("dimension", "episode_index")
+        part = part.filter(~pl.col("seen")) if split == UNSEEN else part
+        if part.is_empty() or part.height % len(dims):
+            return None
+        shape = (len(dims), -1)
+        index, n = (part[name].to_numpy().reshape(shape) for name in ("episode_index", "n"))
+        if not (index == index[0]).all():
+            return None
+        sse, sum_y, sum_yy = (part[name].to_numpy().reshape(shape).T for name in ("sse", "sum_y", "sum_yy"))
+        return index[0], Sums(n[0], sse, sum_y, sum_yy)

@@ -1,0 +1,130 @@
+"""Clips to frames with ffmpeg, strictly: the container's count, or an error that names clip and frame.
+
+ffmpeg exits 0 on a truncated or bit-flipped mp4 unless told otherwise, and a pipe would then bake half a clip
+into the store. Hence ``-xerror -err_detect explode``, and the count is compared with the container's anyway.
+"""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING
+
+import numpy as np
+
+from avrl.errors import DecodeError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+# swscale's names of the colour matrices, by the number in the H.273 standard that the container carries.
+MATRICES = {1: "bt709", 5: "bt601", 6: "bt601", 9: "bt2020"}
+HD_HEIGHT = 720  # untagged video of at least this height is BT.709 by convention, below it BT.601
+
+
+@dataclass(frozen=True)
+class Clip:
+    """What a container says of its video stream: frame count, frames per second, colour matrix."""
+
+    frames: int
+    fps: float
+    matrix: str
+
+
+def probe(path: Path, name: str) -> Clip:
+    """Read a clip's header.
+
+    Args:
+        path: The file.
+        name: What to call it in errors.
+
+    Raises:
+        DecodeError: no readable header, or no video stream.
+    """
+    import av
+
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            frames = stream.frames or sum(packet.size > 0 for packet in container.demux(stream))
+            fps = float(stream.average_rate or stream.guessed_rate or 0)
+            context = stream.codec_context
+            default = "bt709" if context.height >= HD_HEIGHT else "bt601"
+            return Clip(frames, fps, MATRICES.get(int(context.colorspace), default))
+    except (av.error.FFmpegError, IndexError, ValueError) as error:
+        words = "no video stream" if isinstance(error, IndexError) else str(error)
+        raise DecodeError(name, 0, words) from error
+
+
+def decode(path: Path, clip: Clip, image_size: int, name: str) -> Iterator[np.ndarray]:
+    """Decode every frame, cropped to the central square and scaled by exact area averaging.
+
+    One thread: as many decoders as cores beat threads within a decoder. Area scaling with accurate rounding is
+    within 0.03 level of the box mean of the full frame; swscale's defaults darken every channel by 2 levels.
+
+    Yields:
+        uint8 (image_size, image_size, 3) RGB.
+
+    Raises:
+        DecodeError: fewer or more frames than the container promises, or the decoder complained.
+    """
+    command = _command(path, clip, image_size)
+    bytes_a_frame = image_size * image_size * 3
+    count = 0
+    with tempfile.TemporaryFile() as words:  # a pipe that nobody reads would block ffmpeg once it is full
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=words, bufsize=bytes_a_frame
+        )
+        try:
+            while len(data := _read(process.stdout, bytes_a_frame)) == bytes_a_frame:
+                count += 1
+                yield np.frombuffer(data, np.uint8).reshape(image_size, image_size, 3)
+            code = process.wait()
+        finally:
+            process.kill()
+            process.wait()
+            if process.stdout:
+                process.stdout.close()
+        words.seek(0)
+        said = words.read().decode(errors="replace").strip().splitlines()
+    if code or said:
+        raise DecodeError(name, count, said[0] if said else f"ffmpeg ended with {code}")
+    if count != clip.frames:
+        raise DecodeError(name, count, f"{count} frames decode, the container promises {clip.frames}")
+
+
+def _read(pipe: IO[bytes] | None, size: int) -> bytes:
+    return pipe.read(size) if pipe else b""
+
+
+def _command(path: Path, clip: Clip, image_size: int) -> list[str]:
+    """The ffmpeg command line, built by ffmpeg-python."""
+    import ffmpeg
+
+    stream = ffmpeg.input(str(path), threads=1, err_detect="explode").video
+    stream = stream.filter("crop", "min(iw,ih)", "min(iw,ih)")
+    stream = stream.filter(
+        "scale",
+        image_size,
+        image_size,
+        flags="area+accurate_rnd+full_chroma_int",
+        in_color_matrix=clip.matrix,
+    )
+    # Passthrough: with constant-rate output, ffmpeg repeats frames of variable-rate clips and poses lose step.
+    stream = ffmpeg.output(stream, "pipe:", format="rawvideo", pix_fmt="rgb24", fps_mode="passthrough")
+    stream = stream.global_args("-nostdin", "-hide_banner", "-loglevel", "error", "-xerror")
+    stream = stream.global_args("-filter_threads", "1")
+    command: list[str] = ffmpeg.compile(stream, cmd=executable())
+    return command
+
+
+@functools.cache
+def executable() -> str:
+    """The system's ffmpeg, or the one that the imageio-ffmpeg wheel carries."""
+    import imageio_ffmpeg
+
+    return shutil.which("ffmpeg") or str(imageio_ffmpeg.get_ffmpeg_exe())

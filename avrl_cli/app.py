@@ -1,0 +1,58 @@
+"""The ``avrl`` command: five verbs in the order of the data's way."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import Annotated
+
+import typer
+
+from avrl import __version__
+from avrl_cli import fetch, prep, pretrain, probe, report
+from avrl_cli.errors import end
+from avrl_cli.output import set_up_talk
+
+app = typer.Typer(
+    name="avrl",
+    help="From egocentric video to a trustworthy action-probing table, in five commands.",
+    epilog="fetch, prep, pretrain, probe, report: each finds what the one before it made.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["--help", "-h"]},
+)
+for module in (fetch, prep, pretrain, probe, report):
+    app.command(module.NAME)(module.command)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"avrl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+def _terminate(signum: int, frame: object) -> None:
+    raise SystemExit(128 + signum)
+
+
+def main() -> None:
+    """Run the command line and exit with the code that the outcome has."""
+    signal.signal(signal.SIGTERM, _terminate)
+    argv = sys.argv[1:]
+    set_up_talk(argv)
+    try:
+        code = app(standalone_mode=False)
+    except SystemExit:
+        raise
+    except BaseException as error:
+        sys.exit(end(error, argv))
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,48 @@
+"""Every way a run can end badly, as one line on stderr and an exit code (DESIGN 4)."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+import traceback
+
+from avrl.errors import AvrlError
+
+BUG = 1
+USAGE = 2
+DISK_FULL = 6
+INTERRUPTED = 130
+
+
+def end(error: BaseException, argv: list[str]) -> int:
+    """Tell of an error in one line and return the exit code; the traceback only with ``--debug``."""
+    code, line = explain(error)
+    if "--debug" in argv:
+        traceback.print_exception(error)
+    if "--json" in argv:
+        print(json.dumps({"error": line, "kind": type(error).__name__, "exit_code": code}, indent=1))
+    print(f"avrl: {line}", file=sys.stderr)
+    return code
+
+
+def explain(error: BaseException) -> tuple[int, str]:
+    """Exit code and line of an error."""
+    if isinstance(error, AvrlError):
+        return error.exit_code, str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED, "interrupted; the same command goes on from here"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DISK_FULL, f"no space left on device: {error.filename}; free some and run the same command again"
+    if isinstance(error, ModuleNotFoundError):
+        return 11, f"the Python package {error.name!r} is not installed; try: pip install {error.name}"
+    # Typer vendors its own click, so its usage errors are known by their method, not by an import.
+    message = getattr(error, "format_message", None)
+    if message is not None:
+        text = " ".join(str(message()).split()).rstrip(".")
+        command = getattr(getattr(error, "ctx", None), "command_path", "avrl")
+        return getattr(error, "exit_code", USAGE), f"{text}; see: {command} --help"
+    where = traceback.extract_tb(error.__traceback__)
+    at = f" at {os.path.relpath(where[-1].filename)}:{where[-1].lineno}" if where else ""
+    return BUG, f"bug: {type(error).__name__}: {error}{at}; run it again with --debug and report what it prints"

@@ -1,0 +1,58 @@
+"""``avrl fetch``: a source's files into the cache."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated
+
+import typer
+
+from avrl.cache import size
+from avrl.errors import ConfigError
+from avrl.stages.fetch import STAGE, FetchConfig, expect, licence, settled
+from avrl_cli.options import verb
+from avrl_cli.output import Session
+
+NAME = "fetch"
+SAMPLE = [
+    FetchConfig(source="egodex", part=("sample",), origin="sample"),
+    FetchConfig(source="bridge", origin="sample"),
+]
+
+
+@verb(FetchConfig)
+def command(
+    session: Session,
+    config: FetchConfig,
+    source: Annotated[
+        str,
+        typer.Argument(help="egodex (if left out), bridge, sample, encoders", show_default=False, metavar="SOURCE"),
+    ] = "",
+    encoder: Annotated[
+        list[str] | None,
+        typer.Option(help="Whose published weights, for: avrl fetch encoders", metavar="NAME"),
+    ] = None,
+) -> None:
+    """Fetch raw data; a killed fetch goes on where it stopped.
+
+    avrl fetch --part 1,test | avrl fetch bridge | avrl fetch --from DIR_OR_URL | avrl fetch sample
+    """
+    if (source == "encoders") != bool(encoder):
+        raise ConfigError("encoders and --encoder go together", "type: avrl fetch encoders --encoder dinov2")
+    if encoder:
+        from avrl.encoders import weights
+
+        paths = {name: "not looked for" if session.dry_run else str(weights.fetch(name)) for name in encoder}
+        session.document["weights"] = paths
+        for name, path in paths.items():
+            session.tell(f"{name}: {path}")
+        return
+    if source == "sample" and (config.part or config.origin):
+        raise ConfigError("the sample is one piece and bundled", "type: avrl fetch sample")
+    wanted = SAMPLE if source == "sample" else [replace(config, source=source or config.source)]
+    requests = [settled(one) for one in wanted]
+    for line in dict.fromkeys(line for one in requests for line in licence(one)):
+        session.say(line)
+    for one in requests:
+        plan = expect(one, session.store) if session.dry_run else ""
+        session.run(STAGE, one, {}, f"{plan}; {size(session.free())} free" if plan else "")

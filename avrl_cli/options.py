@@ -1,0 +1,114 @@
+"""Turn a config dataclass into the options of a Typer command: the one clever file of the command line.
+
+A verb is written as ``def prep(session, config, raw="")``; `verb` gives it a signature that Typer understands:
+its own parameters, one option for each config field, and the options that every verb has.
+Precedence: default < the manifest named by ``--like`` < what was typed.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import typing
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from avrl.artifact import load
+from avrl.config import Field, fields_of, from_json, parse
+from avrl.errors import ConfigError
+from avrl_cli.output import Session
+
+if typing.TYPE_CHECKING:
+    from collections.abc import Callable
+
+MAKES, RUNS, HOUSE = "What it makes", "How it runs (not part of the cache key)", "Every verb"
+
+COMMON: dict[str, tuple[Any, Any]] = {
+    "cache": (
+        Annotated[Path, typer.Option(help="Where artifacts live", envvar="AVRL_CACHE", rich_help_panel=HOUSE)],
+        Path("cache"),
+    ),
+    "dry_run": (
+        Annotated[bool, typer.Option("--dry-run", help="Say hit or miss, and why", rich_help_panel=HOUSE)],
+        False,
+    ),
+    "json": (
+        Annotated[bool, typer.Option("--json", help="One JSON document on stdout", rich_help_panel=HOUSE)],
+        False,
+    ),
+    "verbose": (Annotated[bool, typer.Option("--verbose", "-v", help="Say more", rich_help_panel=HOUSE)], False),
+    "quiet": (Annotated[bool, typer.Option("--quiet", "-q", help="Warnings only", rich_help_panel=HOUSE)], False),
+    "debug": (Annotated[bool, typer.Option("--debug", help="Show tracebacks", rich_help_panel=HOUSE)], False),
+}
+LIKE = Annotated[
+    Path | None,
+    typer.Option(help="Take unnamed options from this artifact's manifest", rich_help_panel=HOUSE),
+]
+
+
+def verb(config: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a Typer command of ``function(session, config, **own parameters)``."""
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        own = list(inspect.signature(function, eval_str=True).parameters.values())[2:]
+        fields = [field for field in fields_of(config) if not field.opt.hidden]
+
+        @functools.wraps(function)
+        def command(ctx: typer.Context, **given: Any) -> None:
+            common = {name: given.pop(name) for name in COMMON}
+            session = Session(verb=str(ctx.info_name), **{k: v for k, v in common.items() if k != "verbose"})
+            like = given.pop("like")
+            values = dict(load(like).manifest.config) if like else {}
+            for field in fields:
+                value = given.pop(field.name)
+                if not like or ctx.get_parameter_source(field.name).name == "COMMANDLINE":  # type: ignore[union-attr]
+                    values[field.name] = _typed(field, value)
+            function(session, from_json(config, values), **given)
+            session.close()
+
+        context = inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+        parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own]
+        parameters += [_option(field) for field in fields]
+        parameters.append(inspect.Parameter("like", context.kind, default=None, annotation=LIKE))
+        parameters += [
+            inspect.Parameter(name, context.kind, default=default, annotation=annotation)
+            for name, (annotation, default) in COMMON.items()
+        ]
+        command.__signature__ = inspect.Signature([context, *parameters])  # type: ignore[attr-defined]
+        command.__annotations__ = {one.name: one.annotation for one in [context, *parameters]}
+        return command
+
+    return decorate
+
+
+def _option(field: Field) -> inspect.Parameter:
+    """The Typer option of a config field. A tuple takes a repeated option or a comma-separated list."""
+    opt, kind, default = field.opt, field.type, field.default
+    if typing.get_origin(kind) is tuple:
+        kind, default = list[str], [str(item) for item in default]
+    elif typing.get_origin(kind) is Literal and not all(isinstance(one, str) for one in typing.get_args(kind)):
+        kind = type(default)
+    flag = opt.flag or "--" + field.name.replace("_", "-")
+    names = [f"{flag}/--no-{flag[2:]}"] if kind is bool else [flag]
+    # Rich takes [px] for markup and swallows it; round brackets survive.
+    text = f"{opt.help} ({opt.unit})" if opt.unit else opt.help
+    option = typer.Option(*names, help=text, rich_help_panel=RUNS if opt.runtime else MAKES)
+    return inspect.Parameter(
+        field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option]
+    )
+
+
+def _typed(field: Field, value: Any) -> Any:
+    """What Typer gave, as the config wants it."""
+    if typing.get_origin(field.type) is not tuple:
+        return value
+    inner = typing.get_args(field.type)[0]
+    words = [word.strip() for item in value for word in str(item).split(",") if word.strip()]
+    try:
+        return (
+            [inner(word) for word in words] if inner in (int, float) else [parse(inner, w, field.name) for w in words]
+        )
+    except ValueError:
+        raise ConfigError(f"{field.name}: {','.join(words)!r} is not a list of {inner.__name__}") from None

@@ -1,0 +1,36 @@
+"""``avrl pretrain``: frame store -> checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated, Literal
+
+import typer
+
+from avrl.stages.pretrain import STAGE, PretrainConfig, follow
+from avrl_cli.options import verb
+from avrl_cli.output import Session
+
+NAME = "pretrain"
+
+
+@verb(PretrainConfig)
+def command(
+    session: Session,
+    config: PretrainConfig,
+    objective: Annotated[Literal["two-stream", "single-stream", "videomae"], typer.Argument(help="Objective")],
+    frames: Annotated[str, typer.Option(help="Which frame store, if there are several")] = "",
+) -> None:
+    """Pretrain an encoder on frame pairs. No action label is read."""
+    config = replace(config, objective=objective)
+    found = session.store.resolve(
+        "frames",
+        frames,
+        where=lambda one: bool(frames) or one.manifest.facts["source"] == "egodex",
+        what="frames of egodex",
+        make="avrl prep",
+        option="--frames",
+    )
+    if session.dry_run or not follow(config, {"frames": found}, session.store):
+        expect = f"{config.epochs} epochs of {config.pairs_per_episode} pairs x {found.manifest.facts['episodes']}"
+        session.run(STAGE, config, {"frames": found}, expect + " episodes")

@@ -1,0 +1,104 @@
+"""``avrl probe``: frozen features -> scores, with floors and untrained twins beside every encoder."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from avrl.errors import ConfigError, NotFoundError
+from avrl.stages.pretrain import OBJECTIVES
+from avrl.stages.probe import FEATURES, LABELS, SCORES, Entry, LabelsConfig, ProbeConfig
+from avrl_cli.options import verb
+from avrl_cli.output import Session
+
+if TYPE_CHECKING:
+    from avrl.artifact import Artifact
+
+NAME = "probe"
+FLOORS = [Entry("mean", "none"), Entry("state", "none"), Entry("pixels-8", "none"), Entry("pixels-16", "none")]
+
+
+@verb(ProbeConfig)
+def command(
+    session: Session,
+    config: ProbeConfig,
+    what: Annotated[Literal["bridge"], typer.Argument(help="What to predict: bridge (robot actions)")],
+    encoder: Annotated[
+        list[str] | None,
+        typer.Option(help="two-stream, a checkpoint's name, dinov2, clip, r3m, efficientnet-lite0, timm:NAME"),
+    ] = None,
+    weights: Annotated[str, typer.Option(help="Weights file of the (single) outside encoder")] = "",
+    frames: Annotated[str, typer.Option(help="Which frame store, if there are several")] = "",
+) -> None:
+    """Probe frozen encoders with closed-form ridge. Floors and untrained twins are scored along."""
+    if not encoder:
+        raise ConfigError("probe needs an encoder", "type: avrl probe bridge --encoder dinov2")
+    if weights and len(encoder) != 1:
+        raise ConfigError("--weights goes with exactly one --encoder", "probe the encoders one by one")
+    store = session.store.resolve(
+        "frames",
+        frames,
+        where=lambda one: one.manifest.facts["source"] == what,
+        what=f"frames of {what}",
+        make=f"avrl prep {what}",
+        option="--frames",
+    )
+    raw_digest = store.manifest.input("raw").digest
+    raw = session.store.resolve(
+        "raw", where=lambda one: one.digest == raw_digest, what=f"raw data of {store.ref}", make=f"avrl fetch {what}"
+    )
+    labels = session.run(LABELS, LabelsConfig(), {"raw": raw, "frames": store})
+    entries = [entry for name in encoder for entry in _entries(session, name, weights)]
+    for gap in config.gap:
+        for entry in [*FLOORS, *entries]:
+            _score(session, config, entry, gap, store, labels)
+
+
+def _entries(session: Session, name: str, weights: str) -> list[Entry]:
+    """An encoder and its untrained twin; a floor has none."""
+    if name in {floor.name for floor in FLOORS}:
+        return []
+    checkpoint = _checkpoint(session, name)
+    if checkpoint:
+        objective = str(checkpoint.manifest.config["objective"])
+        return [Entry(objective, "trained", checkpoint), Entry(objective, "random", checkpoint)]
+    return [Entry(name, "pretrained", weights=weights), Entry(name, "random")]
+
+
+def _checkpoint(session: Session, name: str) -> Artifact | None:
+    """The checkpoint that an encoder's name means; None if it is the name of an outside encoder."""
+    from avrl.encoders import ENCODERS
+
+    if name in ENCODERS or name.startswith("timm:"):
+        return None
+    try:
+        return session.store.resolve(
+            "checkpoints",
+            "" if name in OBJECTIVES else name,
+            where=lambda one: name not in OBJECTIVES or one.manifest.config["objective"] == name,
+            what=f"{name} checkpoint" if name in OBJECTIVES else "checkpoints",
+            make=f"avrl pretrain {name}" if name in OBJECTIVES else "",
+            option="--encoder",
+        )
+    except NotFoundError as error:
+        if name in OBJECTIVES or error.next_step:
+            raise
+        known = ", ".join([*ENCODERS, "timm:NAME", *OBJECTIVES])
+        raise ConfigError(f"no encoder or checkpoint named {name!r}", f"known: {known}") from None
+
+
+def _score(
+    session: Session, config: ProbeConfig, entry: Entry, gap: int, store: Artifact, labels: Artifact | None
+) -> None:
+    inputs = {"frames": store}
+    wanted = entry.features(config, gap)
+    if wanted:
+        own = {"checkpoint": entry.checkpoint} if entry.checkpoint else {}
+        found = session.run(FEATURES, wanted, {"frames": store, **own}, f"{store.manifest.facts['frames']} frames")
+        if found:
+            inputs["features"] = found
+    if labels is None or (wanted and "features" not in inputs):
+        session.missing("scores", f"{entry.name} ({entry.init}): its features or labels are to be made first")
+        return
+    session.run(SCORES, entry.scores(config, gap), {**inputs, "labels": labels})

@@ -1,0 +1,212 @@
+"""Where weights come from, what a file of them may hold, and that they fit wholly or not at all."""
+
+import hashlib
+import http.server
+import os
+import pickle
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from avrl.encoders import ENCODERS, weights
+from avrl.errors import ConfigError, IntegrityError, MissingError, NotFoundError
+from avrl.torchvision_ops import timm
+
+REPOSITORY = "models--timm--vit_base_patch16_clip_224.openai"
+CONTENT = b"not really weights " * 1000
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """As much of the hub as one download needs. `model.safetensors` is not there, the .bin is."""
+
+    def do_HEAD(self):
+        self.answer()
+
+    def do_GET(self):
+        if self.answer():
+            self.wfile.write(CONTENT)
+
+    def answer(self):
+        there = self.path.endswith("/resolve/main/pytorch_model.bin") or "/resolve/" + "c" * 40 in self.path
+        self.send_response(200 if there else 404)
+        self.send_header("X-Repo-Commit", "c" * 40)
+        if not there:
+            self.send_header("X-Error-Code", "EntryNotFound")
+        self.send_header("ETag", f'"{hashlib.sha256(CONTENT).hexdigest()}"')
+        self.send_header("Content-Length", str(len(CONTENT) if there else 0))
+        self.end_headers()
+        return there
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def hub():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def fetch(name, home, **environment):
+    """(path or error line, seconds) in a process of its own: huggingface_hub reads its settings once."""
+    program = (
+        "import sys\nfrom avrl.encoders import weights\nfrom avrl.errors import AvrlError\n"
+        f"try: print(weights.fetch({name!r}))\n"
+        "except AvrlError as error: print(error.exit_code, error)\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=inherited | {"HF_HOME": str(home), "NO_PROXY": "127.0.0.1"} | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    return done.stdout.strip(), time.monotonic() - started
+
+
+def test_downloads_what_the_hub_has_and_then_finds_it_offline(hub, tmp_path):
+    path, _ = fetch("clip", tmp_path, HF_ENDPOINT=hub)
+    assert path == f"{tmp_path}/hub/{REPOSITORY}/snapshots/{'c' * 40}/pytorch_model.bin"
+    again, _ = fetch("clip", tmp_path, HF_HUB_OFFLINE="1")
+    assert again == path
+    assert Path(path).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("environment", [{"HF_ENDPOINT": "http://127.0.0.1:1"}, {"HF_HUB_OFFLINE": "1"}])
+def test_offline_is_told_at_once_with_the_command(tmp_path, environment):
+    line, seconds = fetch("dinov2", tmp_path, **environment)
+    assert line.startswith("11 dinov2's weights (timm/vit_base_patch14_dinov2.lvd142m) are not in the cache")
+    assert "avrl fetch encoders --encoder dinov2" in line
+    assert "--weights FILE" in line
+    assert "\n" not in line
+    assert seconds < 10
+
+
+def test_the_table_of_repositories_is_timms():
+    rows = {name: argument for name, (module, argument) in ENCODERS.items() if module.endswith(".timm_image")}
+    assert rows
+    for name, argument in rows.items():
+        assert timm.get_pretrained_cfg(argument).hf_hub_id == weights.HUB[name][0]
+
+
+def test_every_encoder_of_the_table_says_where_its_weights_are():
+    assert set(ENCODERS) <= {*weights.HUB, *weights.WHEELS, *weights.WITHOUT}
+
+
+def test_a_file_of_ones_own_comes_first(tmp_path):
+    file = tmp_path / "mine.safetensors"
+    save_file({"a": torch.zeros(1)}, file)
+    assert weights.find("clip", file) == file
+    with pytest.raises(NotFoundError, match="no weights file"):
+        weights.find("clip", tmp_path / "typo.safetensors")
+
+
+@pytest.mark.parametrize("name", ["pixels-8", "no-such", "timm:no_such"])
+def test_there_is_nothing_to_fetch(name):
+    with pytest.raises(ConfigError):
+        weights.fetch(name)
+
+
+def test_a_missing_wheel_is_told_with_the_command(monkeypatch):
+    monkeypatch.setitem(weights.WHEELS, "efficientnet-lite0", ("no_such_wheel", "file.pth"))
+    with pytest.raises(MissingError) as caught:
+        weights.find("efficientnet-lite0")
+    assert caught.value.exit_code == 11
+    assert caught.value.next_step == "pip install 'avrl[imagenet]'"
+
+
+def test_identity_follows_the_file(tmp_path):
+    file = tmp_path / "mine.safetensors"
+    save_file({"a": torch.zeros(1)}, file)
+    first = weights.identity("clip", "pretrained", file)
+    assert first == hashlib.sha256(file.read_bytes()).hexdigest()
+    save_file({"a": torch.ones(2)}, file)
+    assert weights.identity("clip", "pretrained", file) != first
+    assert weights.identity("clip", "random") == ""
+    assert weights.identity("pixels-8", "pretrained") == ""
+
+
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model", "r3m"])
+def test_reads_plain_and_wrapped_states(tmp_path, wrapper):
+    state = {"a": torch.arange(3.0)}
+    torch.save({wrapper: state, "epoch": 3} if wrapper else state, tmp_path / "file.pth")
+    assert torch.equal(weights.read(tmp_path / "file.pth")["a"], state["a"])
+
+
+class Bomb:
+    def __reduce__(self):
+        return os.mkdir, ("bomb",)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("pickle.bin", pickle.dumps({"a": Bomb()}, protocol=2)),
+        ("noise.pth", b"noise" * 100),
+        ("empty.pth", b""),
+        ("noise.safetensors", b"noise" * 100),
+        ("short.safetensors", b"\x40\0\0\0\0\0\0\0{"),
+    ],
+)
+def test_refuses_files_that_are_not_plain_tensors(tmp_path, monkeypatch, name, content):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(IntegrityError, match=name):
+        weights.read(tmp_path / name)
+    assert not (tmp_path / "bomb").exists()
+
+
+def test_refuses_a_dictionary_of_other_things(tmp_path):
+    torch.save({"a": torch.zeros(1), "epoch": 3}, tmp_path / "file.pth")
+    with pytest.raises(IntegrityError, match="not a dictionary of tensors"):
+        weights.read(tmp_path / "file.pth")
+
+
+def small():
+    return nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+
+
+def test_fit_loads_all_and_drops_only_what_it_is_told():
+    state = small().state_dict()
+    module = small()
+    weights.fit(module, state | {"head.weight": torch.zeros(1)}, "small", surplus=("head.",))
+    assert all(torch.equal(one, state[key]) for key, one in module.state_dict().items())
+
+
+def test_fit_does_without_batch_counters():
+    state = small().state_dict()
+    del state["1.num_batches_tracked"]
+    weights.fit(small(), dict(state), "small")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"0.bias": None}, "1 missing (0.bias)"),
+        ({"head.weight": torch.zeros(1)}, "1 left over (head.weight)"),
+        ({"0.bias": torch.zeros(5)}, "1 of another shape (0.bias)"),
+    ],
+)
+def test_fit_names_what_does_not_fit_and_touches_nothing(change, words):
+    module = small()
+    before = {key: one.clone() for key, one in module.state_dict().items()}
+    state = {key: one for key, one in (small().state_dict() | change).items() if one is not None}
+    with pytest.raises(IntegrityError) as caught:
+        weights.fit(module, state, "small")
+    assert words in str(caught.value)
+    assert all(torch.equal(one, before[key]) for key, one in module.state_dict().items())

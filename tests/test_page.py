@@ -1,0 +1,134 @@
+"""The page: self-contained, escaped, and visible in a real browser where there is one."""
+
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+from scored import FLOORS, Row, Training, demo, score, train
+
+from avrl import report
+from avrl.cache import Cache
+from avrl.errors import NotFoundError
+
+HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>|a_b%c{로봇}"
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """The report of the demo's scores, with a hostile encoder and a second protocol beside them."""
+    cache, out = Cache(tmp_path_factory.mktemp("cache")), tmp_path_factory.mktemp("report")
+    scores, checkpoints = demo(cache)
+    scores += score(cache, Row(encoder=HOSTILE, checkpoint=HOSTILE), Row(fingerprint="b" * 12, gap=5, constant="z"))
+    report.write(out, scores, checkpoints, 200)
+    return out / "report.html"
+
+
+class Tags(HTMLParser):
+    """What a browser would take for markup."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.attributes = set(), []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.attributes += attrs
+
+
+def test_no_request_and_no_script_even_from_a_hostile_name(page):
+    html = page.read_text(encoding="utf-8")
+    found = Tags(html)
+    assert not found.tags & {"script", "img", "iframe", "object", "embed", "image", "use", "base", "form"}
+    names = {name for name, _ in found.attributes}
+    assert not names & {"src", "srcset", "data", "poster", "action", "xlink:href", "background"}
+    assert not [name for name in names if name.startswith("on")]
+    assert all(re.match(r"#|data:,$", value) for name, value in found.attributes if name == "href")
+    assert not re.search(r"https?:|@import|url\((?!#)", html)
+    assert "default-src 'none'" in html
+    assert "&lt;script&gt;alert(1)" in html
+    assert "로봇" in html
+
+
+def test_ids_are_unique(page):
+    ids = re.findall(r'\bid="([^"]+)"', page.read_text(encoding="utf-8"))
+    assert len(ids) == len(set(ids))
+    targets = re.findall(r'href="#([^"]+)"', page.read_text(encoding="utf-8"))
+    assert set(targets) <= set(ids)
+
+
+def test_answer_first_then_figures_tables_and_provenance(page):
+    html = page.read_text(encoding="utf-8")
+    order = [
+        'class="answer"',
+        "<svg",
+        'id="main-',
+        'id="differences-',
+        'id="dimensions-',
+        'id="training"',
+        'id="protocol"',
+        'id="provenance"',
+        'id="glossary"',
+    ]
+    places = [html.index(mark) for mark in order]
+    assert places == sorted(places)
+    assert "Scores of different protocols never share a table" in html
+    assert "z (val, val-seen, val-unseen): the target is constant" in html
+    assert "CC BY 4.0 (synthetic)" in html
+    assert page.stat().st_size < 5_000_000
+
+
+def test_every_table_is_there_in_every_format(page):
+    names = {one.name for one in page.parent.iterdir()}
+    for slug in ("bridge-reached-gap3", "bridge-reached-gap5"):
+        for kind in ("main", "differences", "dimensions"):
+            assert {f"{kind}-{slug}.{end}" for end in ("md", "csv", "tex")} <= names
+        assert {f"forest-{slug}.svg", f"forest-{slug}.png"} <= names
+    assert {"training.md", "training.csv", "training.png", "scores.csv", "summary.txt"} <= names
+    assert (page.parent / "training.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.fixture
+def out(tmp_path):
+    (tmp_path / "out").mkdir()
+    return tmp_path / "out"
+
+
+def test_without_checkpoints_or_trained_rows(tmp_path, out):
+    report.write(out, score(Cache(tmp_path), *FLOORS), [], 200)
+    html = (out / "report.html").read_text(encoding="utf-8")
+    assert "No checkpoint in the cache" in html
+    assert "No encoder pretrained here has been scored." in html
+
+
+def test_scores_without_a_protocol_are_refused(tmp_path, out):
+    with pytest.raises(NotFoundError, match="protocol"):
+        report.write(out, score(Cache(tmp_path), Row(fingerprint="")), [], 200)
+
+
+def test_a_short_log_draws(tmp_path, out):
+    cache = Cache(tmp_path)
+    report.write(out, score(cache, Row()), train(cache, Training(steps=1)), 200)
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium here: the page is not seen by a browser")
+@pytest.mark.parametrize("width", [1280, 500])
+def test_a_browser_draws_it_in_its_width_without_complaint(page, tmp_path, width):
+    # A probe at the end of a copy writes down what the layout came to; the policy is lifted for it alone.
+    html = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text(encoding="utf-8"))
+    probe = (
+        "<script>document.title = [document.documentElement.scrollWidth <= innerWidth,"
+        " [...document.querySelectorAll('figure')].every(f => [...f.querySelectorAll('svg')].some("
+        "s => s.getBoundingClientRect().width > 200)),"
+        " performance.getEntriesByType('resource').length].join()</script>"
+    )
+    copy = tmp_path / "copy.html"
+    copy.write_text(html.replace("</body>", probe + "</body>"), encoding="utf-8")
+    command = "chromium --headless --no-sandbox --disable-gpu --disable-quic --no-first-run --dump-dom"
+    command += " --disable-background-networking --disable-component-update --disable-sync --enable-logging=stderr"
+    options = [f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900", copy.as_uri()]
+    done = subprocess.run([*command.split(), *options], capture_output=True, text=True, timeout=120, check=True)
+    assert "<title>true,true,0</title>" in done.stdout
+    assert "CONSOLE" not in done.stderr

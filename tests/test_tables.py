@@ -1,0 +1,232 @@
+"""What is compared with what: numbers arrive unchanged, protocols stay apart, differences are paired."""
+
+import numpy as np
+import polars as pl
+import pytest
+from scored import FLOORS, N_EPISODES, SEEN, Row, demo, frames, score, sums, train
+
+from avrl.answers import headline, sentences
+from avrl.cache import Cache
+from avrl.comparison import comparable, read
+from avrl.errors import IntegrityError
+from avrl.intervals import Sums, difference, weights
+from avrl.tables import LABEL, NOT_MEASURED, UNDEFINED, columns, dimensions, main, training
+from avrl.typeset import escape_latex, latex, markdown, plain
+from avrl.verdicts import ABOVE, BELOW, OUTSIDE, PIXELS, TWIN, UNDECIDED, differences
+
+TRAINED = Row(checkpoint="two-stream-tiny-ab12", noise=0.5)
+RANDOM = Row(checkpoint="two-stream-tiny-ab12", init="random", noise=0.8)
+HOSTILE = "<script>alert(1)</script>|a_b%c{로봇}\\"
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return Cache(tmp_path / "cache")
+
+
+def protocols(cache, *rows):
+    return comparable(*read(score(cache, *rows)))
+
+
+def test_numbers_are_those_put_in(cache):
+    (protocol,) = protocols(cache, TRAINED, RANDOM, *FLOORS)
+    table = main(protocol)
+    given, _ = frames(TRAINED)
+    for split in ("val", "val-unseen"):
+        expected = given.filter(group="position", dimension="mean", split=split).row(0, named=True)
+        got = table.numbers.filter(init="trained").row(0, named=True)
+        name = f"position_mean_r2_{split.replace('-', '_')}"
+        assert (got[name], got[name + "_low"]) == (expected["value"], expected["low"])
+        cell = table.view["position R²" + (", unseen tasks" if "unseen" in split else "")][0]
+        assert cell == "{value:.3f} [{low:.3f}, {high:.3f}]".format(**expected)
+    x = given.filter(dimension="x", split="val")["value"].item()
+    assert dimensions(protocol).view["x R²"][0].startswith(f"{x:.3f} ")
+
+
+def test_headline_columns_hold_no_r2_of_a_binary_gripper():
+    rows = [
+        ("position", "mean", "r2"),
+        ("position", "x", "r2"),
+        ("rotation", "mean", "r2"),
+        ("rotation", "roll", "r2"),
+    ]
+    rows += [("gripper", "gripper", metric) for metric in ("r2", "accuracy", "auc")]
+    rows += [("features", "all", "effective-rank")]
+    scores = pl.DataFrame(rows, schema=["group", "dimension", "metric"], orient="row").with_columns(split=pl.lit("val"))
+    both = pl.concat([scores, scores.with_columns(split=pl.lit("val-unseen"))])
+    assert [one.title for one in columns(both)] == [
+        "position R²",
+        "position R², unseen tasks",
+        "rotation R²",
+        "gripper AUC",
+        "gripper accuracy",
+        "features effective rank",
+    ]
+
+
+def test_twins_stand_beside_trained_rows_and_floors_last(cache):
+    scores, _ = demo(cache)
+    (protocol,) = comparable(*read(scores))
+    labels = main(protocol).view[LABEL].to_list()
+    for place, label in enumerate(labels[:18:2]):
+        assert labels[2 * place + 1] == f"{label} (untrained)"
+    assert labels[18:20] == ["efficientnet-lite0 · pool, concat", "efficientnet-lite0 · pool, diff"]
+    assert labels[20:] == ["mean", "state", "pixels-8", "pixels-16"]
+    assert set(headline(protocol)["label"]) >= {
+        "two-stream · cls",
+        "two-stream · cls (untrained)",
+        "pixels-16",
+    }
+
+
+def test_different_fingerprints_never_share_a_table(cache):
+    rows = [TRAINED, RANDOM, *FLOORS]
+    others = [Row(fingerprint="b" * 12, gap=5), Row(fingerprint="c" * 12)]
+    found = protocols(cache, *rows, *others)
+    assert [one.fingerprint[0] for one in found] == ["a", "c", "b"]
+    for one in found:
+        assert one.scores["fingerprint"].unique().to_list() == [one.fingerprint]
+        refs = set(main(one).numbers["scores"])
+        assert refs == set(one.scores["scores"])
+    assert found[0].apart == ""
+    assert "other data, samples or solver" in found[1].apart
+    assert found[2].apart == "gap 5 (first: 3)"
+    assert len({one.slug for one in found}) == 3
+
+
+def test_paired_difference_is_a_direct_computation(cache):
+    (protocol,) = protocols(cache, TRAINED, RANDOM, *FLOORS)
+    found = differences(protocol, 300).numbers
+    for split, keep in (("val", SEEN | True), ("val-unseen", ~SEEN)):
+        one, two = (
+            Sums(parts[0].n[keep], *(np.hstack([part[i] for part in parts])[keep] for i in (1, 2, 3)))
+            for parts in ([sums(row, "cls", d) for d in "xyz"] for row in (TRAINED, RANDOM))
+        )
+        expected = difference(one, two, weights(int(keep.sum()), 300), mean=True)
+        got = found.filter(against=TWIN, split=split).row(0, named=True)
+        assert [got[name] for name in ("difference", "low", "high")] == pytest.approx([float(v) for v in expected])
+        assert got["episodes"] == keep.sum()
+        scores = protocol.scores.filter(group="position", dimension="mean", split=split)
+        values = dict(scores.select("init", "value").filter(pl.col("init") != "none").iter_rows())
+        assert got["difference"] == pytest.approx(values["trained"] - values["random"])
+
+
+def test_verdicts(cache):
+    same = Row(encoder="outside-a", init="pretrained", pairing="diff", noise=0.51)
+    worse = Row(encoder="outside-b", init="pretrained", pairing="concat", noise=0.9)
+    (protocol,) = protocols(cache, TRAINED, RANDOM, same, worse, *FLOORS)
+    found = differences(protocol, 300).numbers.filter(split="val", init="trained")
+    verdicts = dict(found.select("against", "verdict").iter_rows())
+    assert verdicts == {TWIN: ABOVE, PIXELS: ABOVE, OUTSIDE: UNDECIDED}
+    assert found.filter(against=OUTSIDE)["other"].item() == "outside-a · cls, diff"
+    (protocol,) = protocols(cache, Row(noise=0.7, checkpoint="a"), *FLOORS)
+    found = differences(protocol, 300).numbers.filter(split="val")
+    assert dict(found.select("against", "verdict").iter_rows()) == {
+        TWIN: NOT_MEASURED,
+        PIXELS: BELOW,
+        OUTSIDE: NOT_MEASURED,
+    }
+    assert differences(protocol).view[f"minus {TWIN}"][0] == "not measured: no untrained twin"
+
+
+def test_a_twin_of_another_checkpoint_or_size_is_no_twin(cache):
+    twins = [Row(init="random", checkpoint=name, noise=0.9) for name in ("other-1", "other-2")]
+    (protocol,) = protocols(cache, TRAINED, *twins)
+    found = differences(protocol, 300).numbers.filter(split="val", against=TWIN)
+    assert found["note"].to_list() == ["several twins"]
+    (protocol,) = protocols(cache, TRAINED, Row(init="random", readouts=("grid",)))
+    assert differences(protocol, 300).numbers.filter(against=TWIN)["note"][0] == "no untrained twin"
+
+
+def test_scores_of_other_episodes_are_not_subtracted(cache):
+    scores = score(cache, TRAINED, RANDOM)
+    path = next(one for one in scores if one.manifest.config["init"] == "random").root / "episodes.parquet"
+    pl.read_parquet(path).filter(pl.col("episode_index") > 0).write_parquet(path)
+    (protocol,) = comparable(*read(scores))
+    found = differences(protocol, 300).numbers.filter(against=TWIN)
+    assert set(found["note"]) == {"scored on other episodes"}
+    assert found["difference"].null_count() == found.height
+
+
+def test_a_constant_dimension_is_undefined_never_zero(cache):
+    rows = [Row(**{**vars(row), "constant": "z"}) for row in (TRAINED, RANDOM)]
+    (protocol,) = protocols(cache, *rows)
+    assert dimensions(protocol).view["z R²"].to_list() == [UNDEFINED] * 2
+    assert differences(protocol, 300).numbers["verdict"][0] == ABOVE  # over the dimensions that move
+
+
+def test_a_missing_score_is_not_measured(cache):
+    scores = score(cache, TRAINED, RANDOM)
+    path = scores[0].root / "scores.parquet"
+    pl.read_parquet(path).filter(pl.col("group") != "rotation").write_parquet(path)
+    (protocol,) = comparable(*read(scores))
+    assert sorted(main(protocol).view["rotation R²"].to_list())[-1] == NOT_MEASURED
+
+
+def test_two_checkpoints_of_one_encoder_get_two_names(cache):
+    (protocol,) = protocols(cache, TRAINED, Row(checkpoint="two-stream-tiny-cd34", noise=0.4))
+    assert main(protocol).view[LABEL].to_list() == ["two-stream@y-ab12 · cls", "two-stream@y-cd34 · cls"]
+
+
+def test_answers_in_words(cache):
+    scores, _ = demo(cache)
+    (protocol,) = comparable(*read(scores))
+    said = " ".join(sentences(protocol, differences(protocol, 300)))
+    assert "3 of 3 trained encoders stand above the untrained twin in position R²: single-stream · cls (+0." in said
+    assert "No encoder stands above the pixel-difference floor (pixels-16, R² 0.76 " in said
+    assert "Best outside row: efficientnet-lite0 · pool, diff" in said
+    (protocol,) = protocols(cache, *FLOORS)
+    said = sentences(protocol, differences(protocol, 300))
+    assert said == [
+        "No encoder pretrained here has been scored.",
+        "Not measured against the pixel-difference floor (pixels-16).",
+    ]
+
+
+def test_training_names_its_baseline(cache):
+    _, checkpoints = demo(cache)
+    table = training(checkpoints)
+    assert table.numbers["baseline"].to_list() == ["copy"] * 3
+    last = pl.read_parquet(checkpoints[0].root / "log.parquet").row(-1, named=True)
+    assert table.numbers.row(0, named=True)["final skill"] == last["skill"]
+    assert table.view["parameters"][0] == "4,200,000"
+    assert training([]).view.is_empty()
+
+
+def test_damaged_scores_are_named(cache):
+    (one,) = score(cache, TRAINED)
+    (one.root / "scores.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(IntegrityError, match=r"scores\.parquet"):
+        read([one])
+
+
+def test_hostile_names_are_escaped_in_every_format(cache):
+    (protocol,) = protocols(cache, Row(encoder=HOSTILE))
+    table = main(protocol)
+    text = markdown(table)
+    assert "<script>" not in text
+    body = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({line.replace(r"\|", "").count("|") for line in body}) == 1
+    assert "로봇" in text
+    assert escape_latex(r"a_b%c{\~^|<") == (
+        r"a\_b\%c\{\textbackslash{}\textasciitilde{}\textasciicircum{}\textbar{}\textless{}"
+    )
+    row = next(line for line in latex(table).splitlines() if "textless" in line)
+    assert row.replace(r"\&", "").count("&") == table.view.width - 1
+    table.numbers.write_csv(cache.root / "t.csv")
+    assert pl.read_csv(cache.root / "t.csv")["encoder"].item() == HOSTILE
+
+
+def test_plain_columns_align_with_wide_characters():
+    view = pl.DataFrame({"name": ["로봇", "two\nlines\x1b[2J"], "value": ["1", "2"]})
+    lines = plain(view, 10).splitlines()
+    assert len(lines) == 3
+    assert lines[1].index("1") == lines[2].rindex("2") - 2  # two wide characters take four cells
+    assert "\x1b" not in "".join(lines)
+    assert plain(view, 1).splitlines()[-1] == "... and 1 more rows on the page"
+
+
+def test_demo_has_the_sizes_it_claims(cache):
+    (protocol,) = protocols(cache, TRAINED)
+    assert protocol.episodes["episode_index"].n_unique() == N_EPISODES
+    assert train(cache) == []
