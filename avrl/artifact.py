@@ -8,10 +8,11 @@ can take features of the one for features of the other.
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -23,6 +24,9 @@ from avrl.errors import IntegrityError
 FORMAT = 1
 MANIFEST = "manifest.json"
 SCRATCH = "scratch"  # a build's own temporary files; never published
+# Names under which `write_durably` and zarr write a file before it gets its own.
+LITTER = re.compile(r"\..+\.\d+\.tmp|.+\.[0-9a-f]{32}\.partial")
+LOST = (errno.EIO, errno.ENOSPC, errno.EDQUOT)  # what a refused fsync must not hide
 
 
 @dataclass(frozen=True)
@@ -123,8 +127,9 @@ def sha256_of(path: Path) -> str:
 
 
 def hash_files(root: Path) -> list[File]:
-    """List every file below a root but the manifest, sorted by path, with size and checksum."""
-    paths = sorted(path for path in _walk(root) if path != root / MANIFEST)
+    """List every file below a root but manifest and scratch, sorted by path, with size and checksum."""
+    own = (MANIFEST, SCRATCH)
+    paths = sorted(path for path in _walk(root) if path.relative_to(root).parts[0] not in own)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         sums = list(pool.map(sha256_of, paths))
     return [
@@ -141,19 +146,34 @@ def _walk(root: Path) -> list[Path]:
     return found
 
 
-def publish(partial: Path, final: Path, manifest: Manifest) -> Artifact:
-    """Turn a finished partial directory into an artifact: fsync, manifest, fsync, rename, fsync parent.
+def sweep(root: Path) -> None:
+    """Remove the temporary files that killed processes left below a root; linked folders are not entered."""
+    for folder, _, names in os.walk(root):
+        for name in names:
+            if LITTER.fullmatch(name):
+                (Path(folder) / name).unlink(missing_ok=True)
 
-    A crash at any point leaves either the partial directory or the whole artifact, never something between.
-    """
-    shutil.rmtree(partial / SCRATCH, ignore_errors=True)
+
+def seal(partial: Path, manifest: Manifest) -> None:
+    """Make the files of a partial directory durable, then say so in its manifest: from here on it is finished."""
     for file in manifest.files:
         _fsync(partial / file.path)
+    for folder, _, _ in os.walk(partial):
+        _fsync(Path(folder))
     write_durably(partial / MANIFEST, json.dumps(asdict(manifest), indent=1, sort_keys=True).encode())
+
+
+def publish(partial: Path, final: Path) -> Artifact:
+    """Turn a sealed partial directory into an artifact: remove its scratch, rename, fsync parent.
+
+    A crash before the manifest leaves the scratch, so that the build can go on; a crash after it leaves a sealed
+    directory, which only has to be published.
+    """
+    shutil.rmtree(partial / SCRATCH, ignore_errors=True)
     final.parent.mkdir(parents=True, exist_ok=True)
     partial.rename(final)
     _fsync(final.parent)
-    return Artifact(final, manifest)
+    return load(final)
 
 
 def write_durably(path: Path, data: bytes) -> None:
@@ -167,10 +187,14 @@ def write_durably(path: Path, data: bytes) -> None:
 
 def _fsync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
-    # Some network file systems refuse to sync a folder; the rename is still atomic there.
-    with contextlib.suppress(OSError):
+    try:
         os.fsync(descriptor)
-    os.close(descriptor)
+    except OSError as error:
+        # Some network file systems refuse to sync a folder; the rename is still atomic there.
+        if error.errno in LOST:
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def load(root: Path) -> Artifact:
@@ -188,7 +212,13 @@ def load(root: Path) -> Artifact:
             )
         values["inputs"] = [Input(**one) for one in values["inputs"]]
         values["files"] = [File(**one) for one in values["files"]]
-        return Artifact(root, Manifest(**values))
+        manifest = Manifest(**values)
+        inputs = {one.role: one.digest for one in manifest.inputs}
+        if manifest.digest != digest_of(manifest.files):
+            raise ValueError("its digest is not that of its files")
+        if manifest.key != key_of(manifest.stage, manifest.version, manifest.config, inputs):
+            raise ValueError("its key is not that of its request")
+        return Artifact(root, manifest)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise IntegrityError(f"{root / MANIFEST} is damaged: {error}", f"remove it with: rm -r {root}") from error
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from avrl.artifact import MANIFEST, Artifact, load
@@ -14,7 +15,6 @@ from avrl.errors import DiskFullError, NotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 KEY_LENGTH = 12  # hex digits of the key in a directory's name: 48 bits, ample for one cache
 PARTIAL = ".partial-"
@@ -73,9 +73,10 @@ class Cache:
         what = what or stage
         fits = [one for one in self.artifacts(stage) if where(one)]
         if ref:
-            exact = [one for one in fits if ref in (one.ref, str(one.root))]
-            name = ref.rstrip("/").rsplit("/", 1)[-1]
-            fits = exact or [one for one in fits if one.ref.startswith(name) or one.manifest.key.startswith(name)]
+            name = ref.rstrip("/")
+            exact = [one for one in fits if one.ref == name or one.root.resolve() == Path(name).resolve()]
+            begins = [one for one in fits if one.ref.startswith(name) or one.manifest.key.startswith(name)]
+            fits = exact or begins
         if len(fits) == 1:
             return fits[0]
         if not fits:

@@ -22,6 +22,7 @@ from avrl.objectives import Objective, create, modules
 
 if TYPE_CHECKING:
     from pathlib import Path
+
     from torch import Tensor
     from torch.optim import Optimizer
 

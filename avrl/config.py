@@ -98,7 +98,9 @@ def parse(kind: Any, value: Any, name: str) -> Any:
         ConfigError: the value is not of that type.
     """
     origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin is Literal and value in args:
+    if origin is Literal:
+        if not any(value == arg and type(value) is type(arg) for arg in args):
+            raise ConfigError(f"{name}={value!r} is none of: {', '.join(map(str, args))}")
         return value
     if origin in (types.UnionType, typing.Union):
         rest = next(arg for arg in args if arg is not type(None))

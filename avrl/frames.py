@@ -1,8 +1,9 @@
 """Prep: raw -> frame store. Episodes are decoded by worker processes and packed, in order, into shards.
 
-Two kinds of done-record make any kill harmless, and each is written after what it vouches for:
-``scratch/<episode>.json`` (its chunks lie in ``<episode>.blob``) and ``scratch/shards-<n>.json`` (n shards are
-in place, these episodes are in the last). Bytes do not depend on the number of workers or on where a run was killed.
+Three kinds of done-record make any kill harmless, and each is written after what it vouches for:
+``scratch/<episode>.json`` (its chunks lie in ``<episode>.blob``), ``scratch/shards-<n>.json`` (so many shards are
+in place, these episodes are in the last) and ``episodes.parquet`` (all is in place). Bytes depend neither on the
+number of workers, nor on where a run was killed, nor on where the cache lies.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
+import threading
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
-from itertools import islice
-from multiprocessing import get_context
+from itertools import count, islice
+from multiprocessing import get_context, parent_process
 from typing import TYPE_CHECKING, Any
 
 from avrl import store
@@ -62,8 +65,10 @@ class Packer:
         self.dropped: list[Dropped] = []
         self._waiting: list[tuple[int, int, list[int]]] = []  # episode, first byte in its blob, chunk lengths
         self._told = (0, 0)  # rows and drops that records on disk already list
-        for path in sorted(self.scratch.glob("shards-*.json")):
-            record = json.loads(path.read_bytes())
+        for self._records in count():
+            record = _load(self._shards_record(self._records))
+            if record is None:  # a later one would vouch for nothing: it lists only what came after this
+                break
             self.shards, self.next = record["shards"], record["next"]
             self.rows += record["rows"]
             self.dropped += [Dropped(**one) for one in record["dropped"]]
@@ -104,11 +109,15 @@ class Packer:
             "rows": self.rows[rows:],
             "dropped": [asdict(one) for one in self.dropped[drops:]],
         }
-        _write(self.scratch / f"shards-{self.shards:06d}.json", json.dumps(state).encode())
+        _write(self._shards_record(self._records), json.dumps(state).encode())
+        self._records += 1
         self._told = len(self.rows), len(self.dropped)
         for index, _, _ in done:
-            _blob(self.scratch, index).unlink(missing_ok=True)
             _record(self.scratch, index).unlink(missing_ok=True)
+            _blob(self.scratch, index).unlink(missing_ok=True)
+
+    def _shards_record(self, number: int) -> Path:
+        return self.scratch / f"shards-{number:06d}.json"
 
     def _filled(self) -> int:
         return sum(len(lengths) for _, _, lengths in self._waiting)
@@ -151,8 +160,10 @@ def prepare(
         IntegrityError: a damaged episode and not ``drop``, or no episode at all.
         TemporaryError: a worker died.
     """
-    scratch = out / SCRATCH
+    scratch, done = out / SCRATCH, out / "episodes.parquet"
     scratch.mkdir(parents=True, exist_ok=True)
+    if done.exists():  # only its publishing was cut short
+        return _facts(name, out)
     episodes, unusable = source(name).survey(raw)
     if unusable and not drop:
         raise IntegrityError(
@@ -167,16 +178,24 @@ def prepare(
     packer.flush()
     if not packer.rows:
         raise IntegrityError(f"{raw} has no usable episode", "look at what was dropped, or fetch again")
-    placed = table(packer.rows)
-    placed.write_parquet(out / "episodes.parquet")
     write_dropped(unusable + packer.dropped, out / "dropped.parquet")
     store.create(out / "frames.zarr", packer.shards, image_size, quality)
+    table(packer.rows).write_parquet(scratch / done.name)
+    (scratch / done.name).rename(done)
+    return _facts(name, out)
+
+
+def _facts(name: str, out: Path) -> dict[str, Any]:
+    """Counts of a finished store."""
+    import polars as pl
+
+    placed = pl.read_parquet(out / "episodes.parquet")
     return {
         "source": name,
         "episodes": len(placed),
         "frames": int(placed["length"].sum()),
-        "dropped": len(unusable) + len(packer.dropped),
-        "shards": packer.shards,
+        "dropped": len(pl.read_parquet(out / "dropped.parquet")),
+        "shards": placed["dataset_to_index"][-1] // -store.SHARD * -1,  # rounded up
         "tasks": placed["task"].n_unique(),
         "fps": sorted({round(fps, 3) for fps in placed["fps"].to_list()}),
         "episodes_by_split": dict(sorted(placed["split"].value_counts().iter_rows())),
@@ -187,7 +206,7 @@ def _decoded(job: Job, episodes: list[Episode], begun: int, workers: int) -> Ite
     """Done-records of the episodes from ``begun`` on, in order, made by worker processes."""
     todo = iter(episodes[begun:])
     with (
-        ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
+        ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_attend) as pool,
         bar("prep", len(episodes), "episode", initial=begun) as shown,
     ):
         flying: list[Future[dict[str, Any]]] = []
@@ -204,6 +223,19 @@ def _decoded(job: Job, episodes: list[Episode], begun: int, workers: int) -> Ite
                 one.cancel()
 
 
+def _attend() -> None:
+    """Begin a worker: Ctrl-C is for the parent to answer, and without a parent a worker would wait for ever."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    parent = parent_process()
+    if parent:
+        parent.join()
+        os._exit(1)
+
+
 def encode_episode(job: Job, episode: Episode) -> dict[str, Any]:
     """Decode one episode into sealed JPEG chunks in the scratch folder; runs in a worker process.
 
@@ -213,8 +245,8 @@ def encode_episode(job: Job, episode: Episode) -> dict[str, Any]:
     from avrl.codec import encode
 
     path = _record(job.scratch, episode.episode_index)
-    if path.exists():
-        done: dict[str, Any] = json.loads(path.read_bytes())
+    done = _load(path)
+    if done is not None:
         return done
     record: dict[str, Any] = {"episode_index": episode.episode_index}
     try:
@@ -225,8 +257,18 @@ def encode_episode(job: Job, episode: Episode) -> dict[str, Any]:
     except IntegrityError as error:
         if not job.drop:
             raise
-        record |= {"dropped": {"episode_id": episode.episode_id, "reason": error.cause}}
+        reason = error.cause.replace(f"{job.raw}/", "")
+        record |= {"dropped": {"episode_id": episode.episode_id, "reason": reason}}
     _write(path, json.dumps(record).encode())
+    return record
+
+
+def _load(path: Path) -> dict[str, Any] | None:
+    """A done-record; None if there is none, or a power cut has emptied it."""
+    try:
+        record: dict[str, Any] = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
     return record
 
 

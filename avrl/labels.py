@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from avrl.errors import IntegrityError
+from avrl.errors import ConfigError, IntegrityError
 from avrl.progress import bar
 
 if TYPE_CHECKING:
@@ -80,6 +80,9 @@ def pairs(labels: pl.DataFrame, gap: int, target: str) -> tuple[pl.DataFrame, np
 
     Returns:
         Rows (``episode_index``, ``frame_index`` of t), y (N, 7) float64, state at t (N, 7) float64.
+
+    Raises:
+        ConfigError: the gap is longer than every episode.
     """
     import polars as pl
 
@@ -101,6 +104,8 @@ def pairs(labels: pl.DataFrame, gap: int, target: str) -> tuple[pl.DataFrame, np
         frame_N.append(start)
         y_NK.append(np.concatenate([motion, command[:, None]], 1))
         state_NK.append(state[start])
+    if not y_NK:
+        raise ConfigError(f"no episode has two frames that are {gap} apart", "try a smaller --gap")
     rows = pl.DataFrame(
         {"episode_index": np.concatenate(episode_N), "frame_index": np.concatenate(frame_N)},
         schema={"episode_index": pl.Int64, "frame_index": pl.Int64},

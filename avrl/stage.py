@@ -17,10 +17,21 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from avrl.artifact import SCRATCH, Artifact, Input, Manifest, digest_of, hash_files, key_of, publish
+from avrl.artifact import (
+    MANIFEST,
+    Artifact,
+    Input,
+    Manifest,
+    digest_of,
+    hash_files,
+    key_of,
+    publish,
+    seal,
+    sweep,
+)
 from avrl.cache import KEY_LENGTH, Cache
 from avrl.config import as_json
-from avrl.errors import BusyError, DiskFullError
+from avrl.errors import AvrlError, BusyError, DiskFullError, IntegrityError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,6 +40,7 @@ log = logging.getLogger(__name__)
 
 Inputs = Mapping[str, Artifact]
 PACKAGES = ("avrl", "torch", "timm", "zarr", "polars", "numpy", "accelerate", "simplejpeg", "altair")
+NO_SPACE = 2**17  # bytes free below which a failed write is the disk's fault
 
 
 @dataclass(frozen=True)
@@ -69,45 +81,62 @@ def run(stage: Stage, config: object, inputs: Inputs, cache: Cache) -> tuple[Art
     Raises:
         BusyError: another process is building it.
         DiskFullError: the disk filled up; what was built so far is kept.
+        IntegrityError: a folder without a manifest lies where the artifact belongs.
     """
     key = stage.key(config, inputs)
     found = cache.find(stage.name, key)
     if found:
         return found, True
     slug = stage.slug(config, inputs)
-    partial = cache.partial(stage.name, slug, key)
-    partial.mkdir(parents=True, exist_ok=True)
-    with _lock(partial):
-        found = cache.find(stage.name, key)  # another process may have published while we waited for nothing
-        if found:
-            return found, True
-        started = time.monotonic()
-        try:
-            built = stage.build(config, inputs, partial)
-            shutil.rmtree(partial / SCRATCH, ignore_errors=True)
-            files = hash_files(partial)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise DiskFullError(
-                    f"no space left while making {slug} in {cache.root}",
-                    "free some and run the same command: it goes on from here",
-                ) from error
+    partial, final = cache.partial(stage.name, slug, key), cache.path(stage.name, slug, key)
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        with _lock(partial):
+            found = cache.find(stage.name, key)  # another process may have published while we waited for nothing
+            if found:
+                return found, True
+            if final.exists():  # said before the work, not when its result cannot be renamed
+                raise IntegrityError(f"{final} is in the way and has no manifest", f"remove it with: rm -r {final}")
+            if not (partial / MANIFEST).is_file():  # else an earlier run was killed between sealing and publishing
+                seal(partial, _build(stage, config, inputs, partial))
+            return publish(partial, final), False
+    except AvrlError:
+        raise
+    except Exception as error:
+        if not _is_full(error, cache):
             raise
-        manifest = Manifest(
-            stage=stage.name,
-            version=stage.version,
-            key=key,
-            digest=digest_of(files),
-            config=as_json(config, runtime=False),
-            runtime=as_json(config, runtime=True),
-            inputs=[Input(role, one.ref, one.digest) for role, one in sorted(inputs.items())],
-            files=files,
-            facts=built.facts,
-            licence=_licences(built, inputs),
-            packages=_packages(),
-            seconds=round(time.monotonic() - started, 3),
-        )
-        return publish(partial, cache.path(stage.name, slug, key), manifest), False
+        raise DiskFullError(
+            f"no space left while making {slug} in {cache.root}",
+            "free some and run the same command: it goes on from here",
+        ) from error
+
+
+def _build(stage: Stage, config: object, inputs: Inputs, partial: Path) -> Manifest:
+    """Fill a partial directory and list what came out."""
+    started = time.monotonic()
+    built = stage.build(config, inputs, partial)
+    sweep(partial)
+    files = hash_files(partial)
+    return Manifest(
+        stage=stage.name,
+        version=stage.version,
+        key=stage.key(config, inputs),
+        digest=digest_of(files),
+        config=as_json(config, runtime=False),
+        runtime=as_json(config, runtime=True),
+        inputs=[Input(role, one.ref, one.digest) for role, one in sorted(inputs.items())],
+        files=files,
+        facts=built.facts,
+        licence=_licences(built, inputs),
+        packages=_packages(),
+        seconds=round(time.monotonic() - started, 3),
+    )
+
+
+def _is_full(error: Exception, cache: Cache) -> bool:
+    """Whether a build failed for want of space: polars and safetensors say so in words, torch and numpy not at all."""
+    said = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
+    return said or (cache.root.is_dir() and shutil.disk_usage(cache.root).free < NO_SPACE)
 
 
 def why(stage: Stage, config: object, inputs: Inputs, cache: Cache) -> list[str]:
@@ -149,7 +178,8 @@ def _packages() -> dict[str, str]:
 @contextlib.contextmanager
 def _lock(partial: Path) -> Iterator[None]:
     """Courtesy lock against double work. No correctness rests on it: locks are no-ops on many cluster disks."""
-    with partial.with_name(partial.name + ".lock").open("w") as handle:
+    path = partial.with_name(partial.name + ".lock")
+    with path.open("w") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -160,3 +190,4 @@ def _lock(partial: Path) -> Iterator[None]:
         except OSError as error:
             log.debug("no lock on this file system: %s", error)
         yield
+        path.unlink(missing_ok=True)

@@ -9,7 +9,10 @@ Legend: N frames, H W pixels, C=3 RGB.
 
 from __future__ import annotations
 
+import itertools
+import json
 import mmap
+import os
 import struct
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -20,7 +23,6 @@ import numpy as np
 import simplejpeg
 
 from avrl.errors import IntegrityError
-import itertools
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -57,7 +59,7 @@ def write_shard(path: Path, pieces: Iterable[tuple[bytes, list[int]]]) -> None:
 
     One writer; the name shows nothing until the whole shard is there.
     """
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(path.name + ".tmp")  # one name: what a kill leaves is overwritten, never published
     path.parent.mkdir(parents=True, exist_ok=True)
     index = np.full((SHARD, 2), EMPTY, dtype="<u8")
     row = position = 0
@@ -69,18 +71,24 @@ def write_shard(path: Path, pieces: Iterable[tuple[bytes, list[int]]]) -> None:
                 row, position = row + 1, position + length
         table = index.tobytes()
         handle.write(table + struct.pack("<I", google_crc32c.value(table)))
+        handle.flush()
+        os.fsync(handle.fileno())  # the chunks' other copy is unlinked as soon as the shard is recorded
     temporary.rename(path)
 
 
 def create(root: Path, n_shards: int, image_size: int, quality: int) -> None:
-    """Write the array's metadata, by zarr itself: ``frames`` (n_shards * SHARD, image_size, image_size, 3) uint8."""
+    """Write the array's metadata, as zarr has it: ``frames`` (n_shards * SHARD, image_size, image_size, 3) uint8.
+
+    Zarr writes into memory and the files are ours, so that a second call, after a kill, is the same as the first.
+    """
     import zarr
     from zarr.codecs import Crc32cCodec
 
     from avrl.codec import ImagecodecsJpeg
 
+    written: dict[str, Any] = {}
     zarr.create_array(
-        store=str(root),
+        store=zarr.storage.MemoryStore(written),
         name="frames",
         shape=(n_shards * SHARD, image_size, image_size, 3),
         chunks=(1, image_size, image_size, 3),
@@ -90,9 +98,10 @@ def create(root: Path, n_shards: int, image_size: int, quality: int) -> None:
         compressors=[Crc32cCodec()],
         fill_value=0,
         dimension_names=("frame", "height", "width", "channel"),
-        overwrite=False,
         write_data=False,
     )
+    for name, content in written.items():
+        (root / name).write_bytes(content.to_bytes())
 
 
 def shard_path(root: Path, shard: int) -> Path:
@@ -110,15 +119,13 @@ class FrameStore:
     """
 
     def __init__(self, root: Path, threads: int = 2) -> None:
-        import json
-
         import polars as pl
 
         self.root = root
         self.episodes: pl.DataFrame = pl.read_parquet(root / "episodes.parquet")
         metadata: dict[str, Any] = json.loads((root / "frames.zarr" / "frames" / "zarr.json").read_bytes())
         self.image_size: int = metadata["shape"][1]
-        self._rows: int = metadata["shape"][0]
+        self._shard: int = metadata["chunk_grid"]["configuration"]["chunk_shape"][0]
         self._shards: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._threads = threads
 
@@ -149,9 +156,7 @@ class FrameStore:
             self._decode(rows_N, out_NHWC)
             return out_NHWC
         cuts = np.linspace(0, len(rows_N), self._threads + 1).astype(int)
-        jobs = [
-            self._pool.submit(self._decode, rows_N[a:b], out_NHWC[a:b]) for a, b in itertools.pairwise(cuts)
-        ]
+        jobs = [self._pool.submit(self._decode, rows_N[a:b], out_NHWC[a:b]) for a, b in itertools.pairwise(cuts)]
         for job in jobs:
             job.result()
         return out_NHWC
@@ -166,14 +171,14 @@ class FrameStore:
         Raises:
             IntegrityError: see `read`.
         """
-        shard, slot = divmod(row, SHARD)
+        shard, slot = divmod(row, self._shard)
         data, index = self._shards.get(shard) or self._open(shard)
         offset, length = int(index[slot, 0]), int(index[slot, 1])
         if offset == EMPTY:
             raise IntegrityError(f"{shard_path(self.root / 'frames.zarr', shard)} has no frame in row {row}")
         body = data[offset : offset + length - CRC_BYTES]
-        (expected,) = struct.unpack_from("<I", data, offset + length - CRC_BYTES)
-        if google_crc32c.value(body) != expected:
+        crc = data[offset + length - CRC_BYTES : offset + length]
+        if google_crc32c.value(body) != int(crc.view("<u4")[0]):
             raise IntegrityError(
                 f"{shard_path(self.root / 'frames.zarr', shard)}: the frame in row {row} is damaged (crc32c)",
                 f"rm -r {self.root} and prep again",
@@ -182,7 +187,7 @@ class FrameStore:
 
     def _open(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
         path = shard_path(self.root / "frames.zarr", shard)
-        table = SHARD * 16
+        table = self._shard * 16
         try:
             with path.open("rb") as handle:
                 data = np.frombuffer(mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
@@ -190,9 +195,9 @@ class FrameStore:
             raise IntegrityError(f"{path} cannot be read: {error}", f"rm -r {self.root} and prep again") from error
         tail = data[-table - CRC_BYTES :]
         whole = len(tail) == table + CRC_BYTES
-        if not whole or google_crc32c.value(tail[:table]) != struct.unpack("<I", tail[table:])[0]:
+        if not whole or google_crc32c.value(tail[:table]) != int(tail[table:].view("<u4")[0]):
             raise IntegrityError(f"{path}: its index is damaged (crc32c)", f"rm -r {self.root} and prep again")
-        index = np.frombuffer(tail[:table], "<u8").reshape(SHARD, 2)
+        index = np.frombuffer(tail[:table], "<u8").reshape(self._shard, 2)
         used = index[index[:, 0] != EMPTY]
         if len(used) and int((used[:, 0] + used[:, 1]).max()) > len(data) - len(tail):
             raise IntegrityError(f"{path}: its index points outside", f"rm -r {self.root} and prep again")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 HEADER, FOOTER = 12, 4
 VARINT, LENGTH_DELIMITED, FIXED32 = 0, 2, 5
 MASK_DELTA = 0xA282EAD8
+VARINT_BITS = 64
 
 Feature = list[bytes] | np.ndarray
 
@@ -56,9 +57,12 @@ def read(path: Path, offset: int) -> bytes:
     Raises:
         IntegrityError: a checksum is wrong, or the record is cut off.
     """
+    size = path.stat().st_size
     with path.open("rb") as handle:
         handle.seek(offset)
         length = _length(handle.read(HEADER), path, offset)
+        if offset + HEADER + length + FOOTER > size:
+            raise IntegrityError(f"{path}: the record at byte {offset} is cut off", "fetch the shard again")
         payload, footer = handle.read(length), handle.read(FOOTER)
     if len(footer) < FOOTER or struct.unpack("<I", footer)[0] != masked(payload):
         raise IntegrityError(f"{path}: the record at byte {offset} is damaged (crc32c)", "fetch the shard again")
@@ -71,8 +75,12 @@ def _length(header: bytes, path: Path, offset: int) -> int:
     return int(struct.unpack("<Q", header[:8])[0])
 
 
-def parse_example(payload: bytes) -> dict[str, Feature]:
+def parse_example(payload: bytes, name: str = "a record") -> dict[str, Feature]:
     """Feature name -> list of bytes, float32 array or int64 array.
+
+    Args:
+        payload: What `read` gave.
+        name: What to call it in errors.
 
     Raises:
         IntegrityError: the payload is no tf.Example.
@@ -86,7 +94,7 @@ def parse_example(payload: bytes) -> dict[str, Feature]:
                 pair = dict(_fields(_bytes(entry)))
                 found[bytes(_bytes(pair[1])).decode()] = _feature(_bytes(pair[2]))
     except (IndexError, KeyError, ValueError, TypeError, struct.error) as error:
-        raise IntegrityError(f"a record is no tf.Example: {error}") from error
+        raise IntegrityError(f"{name} is no tf.Example: {error}", "fetch the shard again") from error
     return found
 
 
@@ -142,8 +150,10 @@ def _varints(data: memoryview) -> list[int]:
 def _varint(data: memoryview, at: int) -> tuple[int, int]:
     value = shift = 0
     while True:
+        if shift >= VARINT_BITS:
+            raise ValueError("a number of more than 64 bits")
         byte = data[at]
         value |= (byte & 0x7F) << shift
         at, shift = at + 1, shift + 7
         if byte < 0x80:
-            return value, at
+            return value & (1 << VARINT_BITS) - 1, at  # the tenth byte has one bit to give

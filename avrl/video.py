@@ -7,7 +7,9 @@ into the store. Hence ``-xerror -err_detect explode``, and the count is compared
 from __future__ import annotations
 
 import functools
+import re
 import shutil
+import signal
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
-from avrl.errors import DecodeError
+from avrl.errors import DecodeError, TemporaryError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 # swscale's names of the colour matrices, by the number in the H.273 standard that the container carries.
 MATRICES = {1: "bt709", 5: "bt601", 6: "bt601", 9: "bt2020"}
 HD_HEIGHT = 720  # untagged video of at least this height is BT.709 by convention, below it BT.601
+CONTAINER = "mov"  # mp4's demuxer, by name: left to guess, ffmpeg takes a playlist for a clip and opens what it lists
+STOPPED = (255, -signal.SIGINT, -signal.SIGKILL, -signal.SIGTERM)  # 255: ffmpeg caught a signal
 
 
 @dataclass(frozen=True)
@@ -48,16 +52,17 @@ def probe(path: Path, name: str) -> Clip:
     import av
 
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), format=CONTAINER, metadata_errors="replace") as container:
             stream = container.streams.video[0]
             frames = stream.frames or sum(packet.size > 0 for packet in container.demux(stream))
             fps = float(stream.average_rate or stream.guessed_rate or 0)
             context = stream.codec_context
             default = "bt709" if context.height >= HD_HEIGHT else "bt601"
             return Clip(frames, fps, MATRICES.get(int(context.colorspace), default))
-    except (av.error.FFmpegError, IndexError, ValueError) as error:
-        words = "no video stream" if isinstance(error, IndexError) else str(error)
-        raise DecodeError(name, 0, words) from error
+    except IndexError:
+        raise DecodeError(name, 0, "no video stream") from None
+    except (av.error.FFmpegError, ValueError) as error:
+        raise DecodeError(name, 0, getattr(error, "strerror", None) or str(error)) from error
 
 
 def decode(path: Path, clip: Clip, image_size: int, name: str) -> Iterator[np.ndarray]:
@@ -71,6 +76,7 @@ def decode(path: Path, clip: Clip, image_size: int, name: str) -> Iterator[np.nd
 
     Raises:
         DecodeError: fewer or more frames than the container promises, or the decoder complained.
+        TemporaryError: somebody stopped ffmpeg.
     """
     command = _command(path, clip, image_size)
     bytes_a_frame = image_size * image_size * 3
@@ -90,9 +96,11 @@ def decode(path: Path, clip: Clip, image_size: int, name: str) -> Iterator[np.nd
             if process.stdout:
                 process.stdout.close()
         words.seek(0)
-        said = words.read().decode(errors="replace").strip().splitlines()
+        said = _plain(words.read(), path, name)
+    if code in STOPPED and not said:  # by Ctrl-C, Slurm or the kernel short of memory: the clip may well be good
+        raise TemporaryError(f"ffmpeg was stopped in {name}", "run the same command: it goes on")
     if code or said:
-        raise DecodeError(name, count, said[0] if said else f"ffmpeg ended with {code}")
+        raise DecodeError(name, count, said or f"ffmpeg ended with {code}")
     if count != clip.frames:
         raise DecodeError(name, count, f"{count} frames decode, the container promises {clip.frames}")
 
@@ -101,11 +109,17 @@ def _read(pipe: IO[bytes] | None, size: int) -> bytes:
     return pipe.read(size) if pipe else b""
 
 
+def _plain(words: bytes, path: Path, name: str) -> str:
+    """What ffmpeg said first, without addresses and scratch names: the same for the same damage, wherever it runs."""
+    line = words.decode(errors="replace").strip().partition("\n")[0]
+    return re.sub(r"\[[^]]* @ 0x[0-9a-f]+\] ", "", line).replace(str(path), name)
+
+
 def _command(path: Path, clip: Clip, image_size: int) -> list[str]:
     """The ffmpeg command line, built by ffmpeg-python."""
     import ffmpeg
 
-    stream = ffmpeg.input(str(path), threads=1, err_detect="explode").video
+    stream = ffmpeg.input(str(path), format=CONTAINER, threads=1, err_detect="explode").video
     stream = stream.filter("crop", "min(iw,ih)", "min(iw,ih)")
     stream = stream.filter(
         "scale",

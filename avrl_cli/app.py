@@ -10,7 +10,7 @@ import typer
 
 from avrl import __version__
 from avrl_cli import fetch, prep, pretrain, probe, report
-from avrl_cli.errors import end
+from avrl_cli.errors import INTERRUPTED, SIGNALLED, end
 from avrl_cli.output import set_up_talk
 
 app = typer.Typer(
@@ -51,8 +51,12 @@ def main() -> None:
     set_up_talk(argv)
     try:
         code = app(standalone_mode=False)
-    except SystemExit:
+    except SystemExit as error:
+        if isinstance(error.code, int) and error.code > SIGNALLED:
+            sys.exit(end(error, argv))
         raise
     except BaseException as error:
         sys.exit(end(error, argv))
+    if code == INTERRUPTED:  # Typer has caught the KeyboardInterrupt and turned it into this code
+        sys.exit(end(KeyboardInterrupt(), argv))
     sys.exit(code if isinstance(code, int) else 0)

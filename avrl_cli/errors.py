@@ -13,7 +13,9 @@ from avrl.errors import AvrlError
 BUG = 1
 USAGE = 2
 DISK_FULL = 6
+SIGNALLED = 128  # + the number of the signal
 INTERRUPTED = 130
+UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
 def end(error: BaseException, argv: list[str]) -> int:
@@ -33,14 +35,18 @@ def explain(error: BaseException) -> tuple[int, str]:
         return error.exit_code, str(error)
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED, "interrupted; the same command goes on from here"
+    if isinstance(error, SystemExit):
+        return int(error.code or 0), "stopped by a signal; the same command goes on from here"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DISK_FULL, f"no space left on device: {error.filename}; free some and run the same command again"
+    if isinstance(error, OSError) and error.errno in UNUSABLE:
+        return USAGE, f"{error.filename}: {error.strerror}; name a folder of your own with --cache DIR"
     if isinstance(error, ModuleNotFoundError):
         return 11, f"the Python package {error.name!r} is not installed; try: pip install {error.name}"
     # Typer vendors its own click, so its usage errors are known by their method, not by an import.
     message = getattr(error, "format_message", None)
     if message is not None:
-        text = " ".join(str(message()).split()).rstrip(".")
+        text = " ".join(str(message()).split()).rstrip(".") or "no command given"
         command = getattr(getattr(error, "ctx", None), "command_path", "avrl")
         return getattr(error, "exit_code", USAGE), f"{text}; see: {command} --help"
     where = traceback.extract_tb(error.__traceback__)

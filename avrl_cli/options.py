@@ -15,9 +15,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from avrl.artifact import load
+from avrl.artifact import MANIFEST, load
 from avrl.config import Field, fields_of, from_json, parse
-from avrl.errors import ConfigError
+from avrl.errors import ConfigError, NotFoundError
 from avrl_cli.output import Session
 
 if typing.TYPE_CHECKING:
@@ -60,7 +60,7 @@ def verb(config: type[Any]) -> Callable[[Callable[..., None]], Callable[..., Non
             common = {name: given.pop(name) for name in COMMON}
             session = Session(verb=str(ctx.info_name), **{k: v for k, v in common.items() if k != "verbose"})
             like = given.pop("like")
-            values = dict(load(like).manifest.config) if like else {}
+            values = _saved(like) if like else {}
             for field in fields:
                 value = given.pop(field.name)
                 if not like or ctx.get_parameter_source(field.name).name == "COMMANDLINE":  # type: ignore[union-attr]
@@ -81,6 +81,13 @@ def verb(config: type[Any]) -> Callable[[Callable[..., None]], Callable[..., Non
         return command
 
     return decorate
+
+
+def _saved(like: Path) -> dict[str, Any]:
+    """The identity fields in an artifact's manifest."""
+    if not (like / MANIFEST).is_file():  # before `load`, which would have the user remove that folder
+        raise NotFoundError(f"--like {like}: no artifact is there", "name a folder that holds a manifest.json")
+    return dict(load(like).manifest.config)
 
 
 def _option(field: Field) -> inspect.Parameter:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from avrl.cache import size
+from avrl.errors import ConfigError
 from avrl.sources import SOURCES
 from avrl.stages.prep import STAGE, PrepConfig
 from avrl_cli.options import verb
@@ -23,6 +24,8 @@ def command(
     raw: Annotated[str, typer.Option(help="Which raw artifact, if there are several")] = "",
 ) -> None:
     """Decode, crop and scale the clips once, into one checksummed Zarr array."""
+    if source not in (*SOURCES, "sample"):
+        raise ConfigError(f"no source named {source!r}", f"known: {', '.join(SOURCES)}, sample")
     for name in SOURCES if source == "sample" else (source,):
         part = f"{name}-sample" if source == "sample" else raw
         found = session.store.resolve(

@@ -36,6 +36,7 @@ def command(
         raise ConfigError("probe needs an encoder", "type: avrl probe bridge --encoder dinov2")
     if weights and len(encoder) != 1:
         raise ConfigError("--weights goes with exactly one --encoder", "probe the encoders one by one")
+    entries = [entry for name in encoder for entry in _entries(session, name, weights)]  # a typo shows at once
     store = session.store.resolve(
         "frames",
         frames,
@@ -49,7 +50,6 @@ def command(
         "raw", where=lambda one: one.digest == raw_digest, what=f"raw data of {store.ref}", make=f"avrl fetch {what}"
     )
     labels = session.run(LABELS, LabelsConfig(), {"raw": raw, "frames": store})
-    entries = [entry for name in encoder for entry in _entries(session, name, weights)]
     for gap in config.gap:
         for entry in [*FLOORS, *entries]:
             _score(session, config, entry, gap, store, labels)

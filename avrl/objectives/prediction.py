@@ -116,13 +116,19 @@ class PairEncoder:
     @torch.inference_mode()
     def encode(self, frames_BTHWC: Tensor) -> dict[str, Tensor]:
         """See `avrl.encoders.Encoder`."""
-        img_t, img_tk = unit(frames_BTHWC, self.image_size).unbind(1)
+        img_t, img_tk = self._unit(frames_BTHWC)
         return {name: z.float() for name, z in self._read(img_t, img_tk)[0].items()}
 
     @torch.inference_mode()
     def patches(self, frames_BTHWC: Tensor) -> Tensor:
         """(B, h, w, D), see `avrl.encoders.Encoder`."""
-        img_t, img_tk = unit(frames_BTHWC, self.image_size).unbind(1)
+        img_t, img_tk = self._unit(frames_BTHWC)
         patches = self._read(img_t, img_tk)[1].float()
         side = round(patches.shape[1] ** 0.5)
         return patches.unflatten(1, (side, side))
+
+    def _unit(self, frames_BTHWC: Tensor) -> tuple[Tensor, Tensor]:
+        if frames_BTHWC.ndim != 5 or frames_BTHWC.shape[1] != 2:
+            raise ValueError(f"frames must be (B, 2, H, W, 3), got {tuple(frames_BTHWC.shape)}")
+        img_t, img_tk = unit(frames_BTHWC, self.image_size).unbind(1)
+        return img_t, img_tk

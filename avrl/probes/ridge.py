@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from typing import Self
 
 ALPHAS = tuple(10.0 ** (exponent / 2) for exponent in range(-12, 7))  # 1e-6 .. 1e3, two a decade
-# A column that varies by less than this share of its own size, or of the typical column's spread, is rounding:
-# blown up to unit variance it would let a probe score R2 = -12 (seen in the lab).
-CONSTANT = 1e-6
+# No column is magnified more than this many times the typical one: a near-constant column blown up to unit variance
+# let floors and untrained networks score R2 = -12 and -6.4 on a test episode where it moved.
+MAGNIFIED = 10
+CONSTANT = 1e-12  # a spread below this share of the column's size is rounding, and the column is left out
 
 
 class Ridge:
@@ -49,9 +50,9 @@ class Path:
 
     def __init__(self, z_ND: Tensor, y_NK: Tensor) -> None:
         self._mean_D, self._scale_D = standardise(z_ND)
-        self._y_mean_K, self._y_scale_K = standardise(y_NK)
+        self._y_mean_K = y_NK.double().mean(0)  # one alpha a target: its scale cancels
         self._x_ND = (z_ND.double() - self._mean_D) * self._scale_D
-        y_NK = (y_NK.double() - self._y_mean_K) * self._y_scale_K
+        y_NK = y_NK.double() - self._y_mean_K
         n, d = self._x_ND.shape
         self._dual = d > n
         gram = self._x_ND @ self._x_ND.T if self._dual else self._x_ND.T @ self._x_ND
@@ -68,16 +69,17 @@ class Path:
     def predict(self, z_ND: Tensor, weight_DK: Tensor) -> Tensor:
         """Predictions (N, K) in the units of the targets; a constant target is predicted by its mean."""
         x_ND = (z_ND.double() - self._mean_D) * self._scale_D
-        back = torch.where(self._y_scale_K > 0, 1 / self._y_scale_K.clamp_min(1e-300), 0.0)
-        return x_ND @ weight_DK * back + self._y_mean_K
+        return x_ND @ weight_DK + self._y_mean_K
 
 
 def standardise(z_ND: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and factor of each column; the factor of a near-constant column is 0, which leaves it out."""
+    """Mean and factor of each column: 1 / std, but at most `MAGNIFIED` over the root mean square of all stds."""
     z_ND = z_ND.double()
     mean, std = z_ND.mean(0), z_ND.std(0, unbiased=False)
-    floor = CONSTANT * torch.maximum(mean.abs(), std.median())
-    return mean, torch.where(std > floor.clamp_min(1e-12), 1 / std.clamp_min(1e-300), 0.0)
+    moves = std > CONSTANT * mean.abs().clamp_min(1e-300)
+    typical = std.square().mean().sqrt()
+    scale = 1 / torch.maximum(std, typical / MAGNIFIED).clamp_min(1e-300)
+    return mean, torch.where(moves, scale, 0.0)
 
 
 def choose_alpha(z_ND: Tensor, y_NK: Tensor, z_valid: Tensor, y_valid: Tensor) -> Tensor:

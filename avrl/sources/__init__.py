@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 from avrl.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     import numpy as np
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 BASE_URL = "https://rail.eecs.berkeley.edu/datasets/bridge_release/data/tfds/"
 FOLDER = "bridge_dataset/1.0.0"
 SHARDS = {"train": 1024, "val": 128}
+DESCRIPTIONS = ("dataset_info.json", "features.json")
 PARTS = tuple(SHARDS)
 DEFAULT_PARTS = PARTS
 BYTES = {"train": 110_000_000_000, "val": 14_000_000_000}  # from the index page: 124 GB in all
@@ -39,11 +40,13 @@ def remote_files(parts: tuple[str, ...]) -> list[Remote]:
         for part in parts
         for index in range(SHARDS[part])
     ]
-    return [Remote(f"{FOLDER}/{name}") for name in ["dataset_info.json", "features.json", *names]]
+    return [Remote(f"{FOLDER}/{name}") for name in [*DESCRIPTIONS, *names]]
 
 
 def local_files(folder: Path, parts: tuple[str, ...]) -> dict[str, Path]:
     """Shards below ``folder``, below its ``bridge_dataset/1.0.0``, or a mirror's subset of them.
+
+    The two files that describe them come along where they are, so that a copy and a mirror give the same artifact.
 
     Raises:
         NotFoundError: a split has no shard there.
@@ -54,7 +57,9 @@ def local_files(folder: Path, parts: tuple[str, ...]) -> dict[str, Path]:
             for part, shards in found.items():
                 if not shards:
                     raise NotFoundError(f"{place} has no *-{part}.tfrecord-* shard", "fetch that split too")
-            return {f"{FOLDER}/{one.name}": one for shards in found.values() for one in shards}
+            files = [place / name for name in DESCRIPTIONS if (place / name).is_file()]
+            files += [one for shards in found.values() for one in shards]
+            return {f"{FOLDER}/{one.name}": one for one in files}
     raise NotFoundError(f"{folder} has no bridge_dataset/1.0.0/*.tfrecord-* shards", "name the folder above them")
 
 
@@ -64,15 +69,16 @@ def survey(raw: Path) -> tuple[list[Episode], list[Dropped]]:
     dropped: list[Dropped] = []
     for path in sorted((raw / FOLDER).glob("*.tfrecord-*")):
         split = path.name.split(".")[0].rsplit("-", 1)[-1]
-        number = 0
+        found = 0
         try:
-            for number, offset in enumerate(tfrecord.offsets(path)):  # number outlives the loop
-                name = f"{path.name}#{number}"
+            for offset in tfrecord.offsets(path):
+                name = f"{path.name}#{found}"
                 episodes.append(
                     Episode(len(episodes), name, "", "", split, 0, FPS, f"{FOLDER}/{path.name}", offset=offset)
                 )
+                found += 1
         except IntegrityError as error:
-            dropped.append(Dropped(f"{path.name} from record {number + 1} on", str(error)))
+            dropped.append(Dropped(f"{path.name} from record {found} on", error.cause.replace(f"{raw}/", "")))
     return episodes, dropped
 
 
@@ -80,11 +86,13 @@ def frames(raw: Path, episode: Episode, image_size: int, scratch: Path) -> tuple
     """Open a record: its main camera's JPEGs, centre-cropped and scaled by area averaging.
 
     Raises:
-        IntegrityError: checksums, or features that do not fit each other.
+        IntegrityError: checksums, or images, states and actions that differ in number.
         DecodeError: a damaged JPEG (while iterating).
     """
     record = steps(raw, episode)
     jpegs = _jpegs(record, episode)
+    for name in ("observation/state", "action"):  # here, where it can be dropped: labels are made of what is left
+        numbers(record, name, episode)
     language = text(record, "steps/language_instruction")
     # The instruction is the only name of a task in these shards.
     opened = replace(episode, length=len(jpegs), language=language, task=language or NO_LANGUAGE)
@@ -97,19 +105,21 @@ def steps(raw: Path, episode: Episode) -> dict[str, tfrecord.Feature]:
     Raises:
         IntegrityError: the record is damaged.
     """
-    return tfrecord.parse_example(tfrecord.read(raw / episode.file, episode.offset))
+    path = raw / episode.file
+    return tfrecord.parse_example(tfrecord.read(path, episode.offset), f"{path}#{episode.offset}")
 
 
 def numbers(record: dict[str, tfrecord.Feature], name: str, episode: Episode) -> np.ndarray:
     """A float feature of every step, (T, 7): RLDS stores the floats of a whole episode end to end.
 
     Raises:
-        IntegrityError: it is missing or not 7 floats for each image.
+        IntegrityError: it is missing or not 7 finite floats for each image.
     """
     found = record.get(f"steps/{name}")
     length = len(_jpegs(record, episode))
-    if not isinstance(found, np.ndarray) or found.size != 7 * length:
-        raise IntegrityError(f"{episode.file}#{episode.offset}: steps/{name} is not {length} x 7 floats")
+    floats = isinstance(found, np.ndarray) and found.dtype == np.float32
+    if not (isinstance(found, np.ndarray) and floats and found.size == 7 * length and np.isfinite(found).all()):
+        raise IntegrityError(f"{episode.file}#{episode.offset}: steps/{name} is not {length} x 7 finite floats")
     return found.reshape(length, 7)
 
 

@@ -137,8 +137,9 @@ def _poses(path: Path, name: str) -> tuple[int, str]:
             chosen = "2" if str(attributes.get("which_llm_description", "1")) == "2" else ""
             language = attributes.get(f"llm_description{chosen}", attributes.get("task", ""))
             return int(file["transforms/camera"].shape[0]), str(language)
-    except (OSError, KeyError, IndexError, RuntimeError) as error:
+    except (OSError, LookupError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+        words = str(error).replace(str(path), name)
         raise IntegrityError(
-            f"{name} is no EgoDex pose file: {error}",
+            f"{name} is no EgoDex pose file: {words}",
             "fetch the part again, or list it as dropped with --on-error drop",
         ) from error

@@ -1,0 +1,56 @@
+import torch
+from contracts.objective import ObjectiveContract, PairEncoderContract, batch, network
+
+from avrl import checkpoint
+from avrl.objectives import modules
+from avrl.objectives.videomae import noise
+
+
+class TestVideoMAE(ObjectiveContract):
+    name = "videomae"
+
+    def make(self, **changed):
+        return super().make(**{"mask_ratio": 0.5, **changed})  # of the four patches at 32 px
+
+
+class TestVideoMAEEncoder(PairEncoderContract):
+    name = "videomae"
+
+
+def test_masks_depend_on_the_sample_alone_and_hide_the_share_asked_for():
+    seeds = torch.arange(1000) * 104729
+    order = noise(seeds, 49).argsort(dim=1, stable=True)
+    alone = noise(seeds[500:501], 49).argsort(dim=1, stable=True)
+    assert torch.equal(order[500], alone[0])
+    hidden = torch.zeros(1000, 49).scatter_(1, order[:, :37], 1)
+    assert (hidden.mean(0) - 37 / 49).abs().max() < 0.06
+    assert len({tuple(row) for row in order.tolist()}) == 1000
+
+
+def test_hidden_pixels_do_not_reach_the_prediction():
+    objective = checkpoint.build(network("videomae", mask_ratio=0.5))
+    frames, _, seed = batch()
+    picture = torch.rand(4, 6, 32, 32)
+    order = noise(seed, 4).argsort(dim=1, stable=True)
+    hidden, visible = order[:, :2], order[:, 2:]
+    before = objective._reconstruct(picture, hidden, visible)
+    changed = picture.clone()
+    for b in range(4):
+        for patch in hidden[b].tolist():
+            row, column = divmod(patch, 2)
+            changed[b, :, 16 * row : 16 * row + 16, 16 * column : 16 * column + 16] = 0
+    assert torch.equal(before, objective._reconstruct(changed, hidden, visible))
+
+
+def test_predicting_each_patchs_mean_has_skill_zero():
+    objective = checkpoint.build(network("videomae", mask_ratio=0.5))
+    torch.nn.init.zeros_(objective.head.weight)
+    torch.nn.init.zeros_(objective.head.bias)
+    parts = objective.loss(*batch())
+    torch.testing.assert_close(parts["error"], parts["reference"])
+
+
+def test_no_weight_of_the_encoder_is_left_out_of_the_checkpoint():
+    names = modules(checkpoint.build(network("videomae"))).state_dict()
+    assert "tokens.project.weight" in names
+    assert not any("position" in name for name in names)  # fixed, made again

@@ -1,0 +1,73 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import Ridge as Reference
+
+from avrl.probes.ridge import ALPHAS, Ridge, choose_alpha, standardise
+
+
+def data(n=200, d=20, k=3, noise=0.1, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    z = torch.randn(n, d, generator=generator, dtype=torch.float64)
+    weight = torch.randn(d, k, generator=generator, dtype=torch.float64)
+    return z, z @ weight + noise * torch.randn(n, k, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("d", [20, 400])  # fewer and more dimensions than rows: both forms of the solution
+@pytest.mark.parametrize("alpha", [1e-4, 1e-2, 1.0])
+def test_equals_scikit_learn(d, alpha):
+    z, y = data(d=d)
+    x = (z - z.mean(0)) / z.std(0, unbiased=False)
+    reference = Reference(alpha=alpha * len(x), solver="cholesky").fit(x.numpy(), y.numpy())
+    ours = Ridge(alpha).fit(z, y).predict(z)
+    np.testing.assert_allclose(ours.numpy(), reference.predict(x.numpy()), rtol=1e-6, atol=1e-6)
+
+
+def test_recovers_a_planted_map_and_finds_nothing_in_shuffled_targets():
+    z, y = data(600)
+    fit, valid, test = slice(300), slice(300, 450), slice(450, 600)
+    shuffled = y[torch.randperm(600, generator=torch.Generator().manual_seed(1))]
+    for target, low, high in ((y, 0.99, 1.0), (shuffled, -0.1, 0.1)):
+        alpha = choose_alpha(z[fit], target[fit], z[valid], target[valid])
+        error = (Ridge(alpha).fit(z[fit], target[fit]).predict(z[test]) - target[test]).square().sum(0)
+        r2 = 1 - error / (target[test] - target[test].mean(0)).square().sum(0)
+        assert ((low <= r2) & (r2 <= high)).all()
+
+
+def test_scaling_all_features_or_moving_them_changes_nothing():
+    z, y = data()
+    plain = Ridge(1e-2).fit(z, y).predict(z)
+    torch.testing.assert_close(Ridge(1e-2).fit(1e4 * z + 7, y).predict(1e4 * z + 7), plain, rtol=1e-6, atol=1e-8)
+
+
+def test_each_target_has_its_own_alpha_and_does_not_disturb_the_others():
+    z, y = data(d=50)
+    alpha = torch.tensor([1e-3, 1e-1, 10.0])
+    together = Ridge(alpha).fit(z, y).predict(z)
+    for k in range(3):
+        alone = Ridge(float(alpha[k])).fit(z, y[:, k : k + 1]).predict(z)
+        torch.testing.assert_close(together[:, k : k + 1], alone)
+
+
+def test_a_constant_column_is_left_out_and_a_nearly_constant_one_is_not_blown_up():
+    z, y = data()
+    quiet = torch.full((200, 2), 3.0, dtype=torch.float64)
+    quiet[0, 1] += 1e-7
+    wide = torch.cat([z, quiet], 1)
+    model = Ridge(1e-6).fit(wide, y)
+    moved = wide.clone()
+    moved[:, 20:] += 0.01  # a test episode in which the quiet columns move
+    torch.testing.assert_close(model.predict(moved), model.predict(wide), atol=0.05, rtol=0)
+    assert standardise(wide)[1][20] == 0
+
+
+def test_a_constant_target_is_predicted_as_it_is():
+    z, _ = data()
+    predicted = Ridge(1e-2).fit(z, torch.full((200, 1), 4.0)).predict(z)
+    torch.testing.assert_close(predicted, torch.full((200, 1), 4.0, dtype=torch.float64))
+
+
+def test_alpha_grid_covers_no_to_full_shrinkage():
+    z, y = data()
+    assert (Ridge(ALPHAS[0]).fit(z, y).predict(z) - y).square().mean() < 0.02
+    assert (Ridge(ALPHAS[-1]).fit(z, y).predict(z) - y.mean(0)).square().mean() < 0.05 * y.var()

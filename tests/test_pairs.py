@@ -1,0 +1,101 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made import frame_store
+
+from avrl.errors import ConfigError
+from avrl.pairs import Pairs, Sampling, hashed, uniform
+from avrl.store import FrameStore
+
+SAMPLING = Sampling(seed=3, max_gap=4, sample_decay=0.8, pairs_per_episode=50)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return FrameStore(frame_store(tmp_path_factory.mktemp("store"), [2, 5, 9, 1, 30]))
+
+
+def test_every_pair_lies_within_one_episode_and_both_frames_are_the_right_ones(store):
+    pairs = Pairs(store, SAMPLING, 10)
+    ends = dict(store.episodes.select("dataset_from_index", "dataset_to_index").iter_rows())
+    for step in range(3 * pairs.steps_per_epoch):
+        row, gap, _ = pairs.draw(step)
+        for first, k in zip(row, gap, strict=True):
+            start = max(one for one in ends if one <= first)
+            assert 1 <= k <= SAMPLING.max_gap
+            assert first + k < ends[start]
+    row, gap, _ = pairs.draw(0)
+    batch = pairs.batch(0)
+    assert np.array_equal(batch.frames_BTHWC[:, 0].numpy(), store.read(row))
+    assert np.array_equal(batch.frames_BTHWC[:, 1].numpy(), store.read(row + gap))
+
+
+def test_an_epoch_visits_each_usable_episode_as_often_as_asked(store):
+    pairs = Pairs(store, SAMPLING, 10)
+    seen = np.concatenate([pairs.draw(step)[0] for step in range(pairs.steps_per_epoch)])
+    firsts = store.episodes["dataset_from_index"].to_numpy()
+    counts = np.bincount(np.searchsorted(firsts, seen, side="right") - 1, minlength=5)
+    assert counts.tolist() == [50, 50, 50, 0, 50]  # the one-frame episode gives no pair
+
+
+def test_gaps_follow_the_asked_ratio_between_neighbours(tmp_path):
+    store = FrameStore(frame_store(tmp_path, [60]))
+    pairs = Pairs(store, Sampling(0, 4, 0.5, 20_000), 1000)
+    gaps = np.concatenate([pairs.draw(step)[1] for step in range(20)])
+    share = np.bincount(gaps, minlength=5)[1:] / len(gaps)
+    assert share == pytest.approx(np.array([8, 4, 2, 1]) / 15, abs=0.015)
+
+
+def test_starts_are_uniform_over_what_the_gap_leaves(tmp_path):
+    pairs = Pairs(FrameStore(frame_store(tmp_path, [6])), Sampling(0, 2, 1.0, 10_000), 1000)
+    rows, gaps = zip(*(pairs.draw(step)[:2] for step in range(10)), strict=True)
+    rows, gaps = np.concatenate(rows), np.concatenate(gaps)
+    assert np.bincount(rows[gaps == 2], minlength=4) / (gaps == 2).sum() == pytest.approx([0.25] * 4, abs=0.03)
+
+
+@pytest.mark.parametrize("world", [2, 5])
+def test_ranks_part_the_global_batch(store, world):
+    pairs = Pairs(store, SAMPLING, 10)
+    whole = pairs.batch(7)
+    parts = [pairs.batch(7, rank, world) for rank in range(world)]
+    assert np.array_equal(np.concatenate([one.frames_BTHWC for one in parts]), whole.frames_BTHWC)
+    assert np.concatenate([one.seed_B for one in parts]).tolist() == whole.seed_B.tolist()
+    assert np.concatenate([one.gap_B for one in parts]).tolist() == whole.gap_B.tolist()
+
+
+def test_the_stream_may_begin_anywhere(store):
+    whole = [one.seed_B.tolist() for one in Pairs(store, SAMPLING, 10).stream(0, 30)]
+    later = [one.seed_B.tolist() for one in Pairs(store, SAMPLING, 10).stream(17, 30)]
+    assert later == whole[17:]
+    assert len({tuple(one) for one in whole}) == 30
+
+
+def test_other_seeds_and_epochs_give_other_orders(store):
+    pairs = Pairs(store, SAMPLING, 10)
+    other = Pairs(store, Sampling(4, 4, 0.8, 50), 10)
+    assert pairs.draw(0)[2].tolist() != pairs.draw(pairs.steps_per_epoch)[2].tolist()
+    assert pairs.draw(0)[2].tolist() != other.draw(0)[2].tolist()
+
+
+def test_too_few_pairs_for_a_batch_is_said(store):
+    with pytest.raises(ConfigError, match="less than one batch"):
+        Pairs(store, SAMPLING, 1000)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**31), st.integers(0, 1000), st.integers(0, 2**40))
+def test_a_draw_depends_on_its_own_index_only(seed, epoch, index):
+    alone = uniform(seed, epoch, np.array([index]), 1)[0]
+    among = uniform(seed, epoch, np.array([5, index, 7]), 1)[1]
+    assert alone == among
+    assert 0 <= alone < 1
+
+
+def test_draws_are_uniform_and_streams_independent():
+    index = np.arange(20_000)
+    one, other = uniform(0, 0, index, 1), uniform(0, 0, index, 2)
+    assert np.histogram(one, 10, (0, 1))[0] / 2000 == pytest.approx(np.ones(10), abs=0.08)
+    assert abs(np.corrcoef(one, other)[0, 1]) < 0.03
+    assert abs(np.corrcoef(one[:-1], one[1:])[0, 1]) < 0.03
+    assert len(np.unique(hashed(0, 0, index, 1))) == len(index)

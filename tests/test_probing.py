@@ -1,0 +1,196 @@
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+from made import features_of, frame_store, labels_of
+from sklearn.metrics import r2_score, roc_auc_score
+
+from avrl import features, intervals, labels, probing
+from avrl.probing import Who, auc, score
+
+LENGTHS = [12] * 30
+SPLITS = ["train"] * 20 + ["val"] * 10
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("probing")
+    frames = frame_store(root / "frames", LENGTHS, splits=SPLITS)
+    where, table = labels_of(frames, root / "labels")
+    rows, y, state = labels.pairs(table, 1, "reached")
+    return frames, where, rows, y, state
+
+
+def run(data, out, vectors, *, paired=True, gap=1, **changed):
+    frames, where, *_ = data
+    episodes = pl.read_parquet(frames / "episodes.parquet")
+    (out / "features").mkdir(parents=True)
+    table, _ = features.rows_of(episodes, gap if paired else 0)
+    made = features_of(out / "features", table, {"cls": vectors(table)}, paired=paired)
+    options = {"gap": gap, "target": "reached", "readouts": (), "seed": 0, "resamples": 200, "data_digest": "d"}
+    score(out, Who("planted", "", "trained"), where, frames, made, **{**options, **changed})
+    return pl.read_parquet(out / "scores.parquet")
+
+
+def planted(data):
+    """Features of pairs that hold the target, linearly mixed with noise."""
+    _, _, rows, y, _ = data
+    known = {key: value for key, value in zip(rows.iter_rows(), y, strict=True)}
+
+    def vectors(table):
+        rng = np.random.default_rng(0)
+        mix = rng.normal(size=(7, 16))
+        clean = np.stack([known.get(key, np.zeros(7)) for key in table.select("episode_index", "frame_index").iter_rows()])
+        return 100 * (clean / y.std(0)) @ mix + rng.normal(size=(len(clean), 16))
+
+    return vectors
+
+
+def one(scores, dimension, metric="r2", split="val"):
+    return scores.filter(dimension=dimension, metric=metric, split=split).row(0, named=True)
+
+
+def test_a_planted_signal_is_found_in_every_dimension(data, tmp_path):
+    scores = run(data, tmp_path, planted(data))
+    for dimension in ("x", "y", "z", "roll", "pitch", "yaw"):
+        assert one(scores, dimension)["value"] > 0.99
+    assert one(scores, "gripper", "auc")["value"] > 0.99
+    assert one(scores, "gripper", "accuracy")["value"] > 0.95
+    position = scores.filter(group="position", dimension="mean", split="val")["value"][0]
+    assert position == pytest.approx(np.mean([one(scores, d)["value"] for d in "xyz"]))
+
+
+def test_noise_scores_about_nothing_and_its_interval_says_so(data, tmp_path):
+    scores = run(data, tmp_path, lambda table: np.random.default_rng(1).normal(size=(len(table), 16)))
+    for dimension in ("x", "y", "z"):
+        row = one(scores, dimension)
+        assert row["low"] <= row["value"] <= row["high"]
+        assert row["value"] < 0.1
+
+
+def test_the_test_split_is_never_fitted_on(data, tmp_path):
+    """Targets of test episodes are replaced: predictions, and so alpha and the sums of errors' inputs, must not move."""
+    frames, _, rows, y, _ = data
+    parts = probing.split(rows, pl.read_parquet(frames / "episodes.parquet"), 0)
+    z = np.random.default_rng(0).normal(size=(len(y), 8)) + y[:, :1] * 50
+    before, alpha = probing._fit(z, y, parts)
+    spoiled = y.copy()
+    spoiled[parts.test_N] = 1e6
+    after, alpha_after = probing._fit(z, spoiled, parts)
+    assert np.array_equal(before, after)
+    assert np.array_equal(alpha, alpha_after)
+
+
+def test_lambda_is_chosen_on_training_episodes_that_are_not_fitted_on(data):
+    frames, _, rows, _, _ = data
+    parts = probing.split(rows, pl.read_parquet(frames / "episodes.parquet"), 0)
+    sets = [set(parts.episode_N[mask]) for mask in (parts.fit_N, parts.validate_N, parts.test_N)]
+    assert [len(one) for one in sets] == [16, 4, 10]
+    assert not (sets[0] & sets[1] or sets[0] & sets[2] or sets[1] & sets[2])
+    assert sets[2] == set(range(20, 30))
+
+
+def test_numbers_equal_scikit_learns(data, tmp_path):
+    frames, _, rows, y, _ = data
+    scores = run(data, tmp_path, planted(data))
+    parts = probing.split(rows, pl.read_parquet(frames / "episodes.parquet"), 0)
+    sums = pl.read_parquet(tmp_path / "episodes.parquet").filter(dimension="x")
+    assert sums["n"].sum() == parts.test_N.sum()
+    truth = y[parts.test_N, 0]
+    implied = truth + np.sqrt(sums["sse"].sum() / len(truth))  # any prediction with this squared error
+    assert one(scores, "x")["value"] == pytest.approx(r2_score(truth, implied))
+
+
+def test_image_encoders_give_concatenation_and_difference_from_frames_encoded_once(data, tmp_path):
+    frames, where, rows, y, _ = data
+
+    def vectors(table):  # a frame's vector is the sum of all motion so far: the difference is the target
+        table_of = pl.read_parquet(where / "labels.parquet").select(f"state_{d}" for d in labels.DIMENSIONS)
+        return table_of.to_numpy()
+
+    scores = run(data, tmp_path, vectors, paired=False)
+    for pairing, dims in (("concat", 14), ("diff", 7)):
+        found = scores.filter(pairing=pairing)
+        assert one(found, "x")["value"] > 0.99
+        assert found["dims"][0] == dims
+
+
+def test_floors_need_no_features(data, tmp_path):
+    frames, where, *_ = data
+    options = {"gap": 1, "target": "reached", "readouts": (), "seed": 0, "resamples": 200, "data_digest": "d"}
+    for name in ("mean", "state"):
+        (tmp_path / name).mkdir()
+        score(tmp_path / name, Who(name, "", "none"), where, frames, None, **options)
+    mean = pl.read_parquet(tmp_path / "mean/scores.parquet")
+    assert -0.2 < one(mean, "x")["value"] <= 0
+    assert one(mean, "gripper", "auc")["value"] == pytest.approx(0.5)
+
+
+def test_seen_and_unseen_tasks_are_told_apart(tmp_path):
+    lengths, splits = [10] * 12, ["train"] * 6 + ["val"] * 6
+    frames = frame_store(tmp_path / "frames", lengths, splits=splits)
+    episodes = pl.read_parquet(frames / "episodes.parquet")
+    episodes = episodes.with_columns(
+        task=pl.when(pl.col("episode_index") >= 10).then(pl.lit("new")).otherwise(pl.col("task"))
+    )
+    episodes.write_parquet(frames / "episodes.parquet")
+    where, table = labels_of(frames, tmp_path / "labels")
+    data = frames, where, *labels.pairs(table, 1, "reached")
+    scores = run(data, tmp_path / "out", lambda rows: np.random.default_rng(0).normal(size=(len(rows), 4)))
+    counts = {name: one(scores, "x", split=name)["episodes_test"] for name in ("val", "val-seen", "val-unseen")}
+    assert counts == {"val": 6, "val-seen": 4, "val-unseen": 2}
+
+
+def test_a_constant_target_has_no_score_and_says_why(data, tmp_path):
+    frames, where, *_ = data
+    table = pl.read_parquet(where / "labels.parquet").with_columns(state_yaw=pl.lit(0.5, pl.Float32))
+    (tmp_path / "labels").mkdir()
+    table.write_parquet(tmp_path / "labels/labels.parquet")
+    changed = frames, tmp_path / "labels", *labels.pairs(table, 1, "reached")
+    scores = run(changed, tmp_path / "out", lambda rows: np.random.default_rng(0).normal(size=(len(rows), 4)))
+    assert one(scores, "yaw")["value"] is None
+    assert one(scores, "yaw")["note"] == "constant target"
+    rotation = scores.filter(group="rotation", dimension="mean", split="val").row(0, named=True)
+    assert rotation["note"] == "mean over roll, pitch"
+
+
+def test_the_fingerprint_moves_with_everything_that_makes_rows_incomparable(data, tmp_path):
+    vectors = planted(data)
+    noise = lambda rows: np.random.default_rng(1).normal(size=(len(rows), 16))  # noqa: E731
+    prints = {
+        name: run(data, tmp_path / name, noise, **options)["fingerprint"][0]
+        for name, options in {
+            "plain": {},
+            "gap": {"gap": 2},
+            "target": {"target": "commanded"},
+            "seed": {"seed": 1},
+            "data": {"data_digest": "e"},
+        }.items()
+    }
+    assert len(set(prints.values())) == 5
+    other = run(data, tmp_path / "other", vectors)
+    assert other["fingerprint"][0] == prints["plain"]  # another encoder is the same protocol
+
+
+def test_per_episode_sums_give_the_scores_back(data, tmp_path):
+    scores = run(data, tmp_path, planted(data))
+    rows = pl.read_parquet(tmp_path / "episodes.parquet").filter(dimension="z").sort("episode_index")
+    sums = intervals.Sums(rows["n"].to_numpy(), *(rows[c].to_numpy()[:, None] for c in ("sse", "sum_y", "sum_yy")))
+    assert intervals.r2(*sums)[0] == pytest.approx(one(scores, "z")["value"])
+
+
+def test_auc_equals_scikit_learn_with_and_without_weights():
+    rng = np.random.default_rng(0)
+    score_n, label = rng.normal(size=200).round(1), rng.integers(0, 2, 200)  # rounded: with ties
+    weights = rng.integers(0, 4, (5, 200)).astype(float)
+    ours = auc(score_n, label, weights)
+    for row, value in zip(weights, ours, strict=True):
+        assert value == pytest.approx(roc_auc_score(label, score_n, sample_weight=row))
+    assert np.isnan(auc(score_n, np.ones(200), weights)).all()
+
+
+def test_a_collapsed_code_has_rank_one(data, tmp_path):
+    scores = run(data, tmp_path, lambda rows: np.outer(np.arange(len(rows)), np.ones(16)))
+    assert scores.filter(metric="effective-rank")["value"][0] == pytest.approx(1, abs=0.01)
+    assert json.dumps(scores.columns)

@@ -1,0 +1,261 @@
+"""Training: exact resume at any step, the same curve on one process and two ranks, clean ends of every kind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+from made import frame_store
+from safetensors.torch import load_file, save_file
+
+from avrl import checkpoint, training
+from avrl.artifact import sha256_of
+from avrl.checkpoint import Snapshot
+from avrl.errors import ConfigError, DivergedError, IntegrityError
+from avrl.objectives import modules
+from avrl.pairs import Sampling
+from avrl.ranks import Stopped
+from avrl.training import Recipe, learning_rate, train
+
+NAMES = ["two-stream", "single-stream", "videomae"]
+
+
+def recipe(objective="single-stream", **changed):
+    network = {"objective": objective, "size": "tiny", "image_size": 32, "loss_decay": 0.5, "mask_ratio": 0.5, "seed": 0}
+    plain = {
+        "network": network,
+        "epochs": 2,
+        "batch_size": 4,
+        "lr": 1e-3,
+        "weight_decay": 0.05,
+        "warmup_epochs": 0.5,
+        "sampling": Sampling(0, 4, 0.8, 5),
+        "precision": "auto",
+        "device": "cpu",
+        "threads": 1,
+        "save_minutes": 100.0,
+    }
+    return Recipe(**{**plain, **changed})
+
+
+@pytest.fixture(scope="module")
+def frames(tmp_path_factory):
+    return frame_store(tmp_path_factory.mktemp("frames"), [8] * 4)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+def files(out):
+    return {path.name: sha256_of(path) for path in out.iterdir() if path.is_file()}
+
+
+def stop_after(monkeypatch, steps):
+    """A signal that arrives in the middle of the step after so many."""
+    arrivals = iter(range(10_000))
+    real = training.learning_rate
+
+    def rate(*args):
+        if next(arrivals) == steps - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*args)
+
+    monkeypatch.setattr(training, "learning_rate", rate)
+
+
+@pytest.mark.parametrize("objective", NAMES)
+def test_stopped_at_every_step_and_resumed_is_bit_identical(objective, frames, tmp_path, monkeypatch):
+    straight = tmp_path / "straight"
+    straight.mkdir()
+    facts = train(straight, frames, recipe(objective))
+    assert facts["steps"] == 10
+    points = range(1, 10) if objective == "single-stream" else (1, 5, 6)
+    for step in points:
+        out = tmp_path / f"stopped-{step}"
+        out.mkdir()
+        with monkeypatch.context() as patch:
+            stop_after(patch, step)
+            with pytest.raises(Stopped) as stopped:
+                train(out, frames, recipe(objective))
+        assert stopped.value.code == 143
+        assert not (out / "model.safetensors").exists()
+        train(out, frames, recipe(objective))
+        assert files(out) == files(straight), step
+
+
+def test_the_log_has_a_row_a_step_and_nothing_that_a_clock_decides(frames, tmp_path):
+    train(tmp_path, frames, recipe())
+    log = pl.read_parquet(tmp_path / "log.parquet")
+    assert log.columns == ["step", "epoch", "samples", "loss", "skill", "lr", "grad_norm"]
+    assert log["step"].to_list() == list(range(1, 11))
+    assert log["samples"].to_list() == [4 * step for step in range(1, 11)]
+    assert log["skill"][0] == pytest.approx(0, abs=1e-5)  # the first prediction is the copy
+
+
+def test_long_runs_log_means_over_windows(frames, tmp_path, monkeypatch):
+    from avrl import curve
+
+    (tmp_path / "all").mkdir()
+    (tmp_path / "few").mkdir()
+    train(tmp_path / "all", frames, recipe())
+    monkeypatch.setattr(curve, "ROWS", 3)
+    train(tmp_path / "few", frames, recipe())
+    every, few = (pl.read_parquet(tmp_path / name / "log.parquet") for name in ("all", "few"))
+    assert few["step"].to_list() == [4, 8, 10]
+    assert few["loss"][1] == pytest.approx(every["loss"][4:8].mean())
+    assert few["loss"][2] == pytest.approx(every["loss"][8:].mean())
+
+
+def test_the_learning_rate_warms_up_and_ends_at_zero():
+    rates = [learning_rate(step, 100, 10, 1.0) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == rates[9] == pytest.approx(1)
+    assert rates[100] == pytest.approx(0)
+    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+
+
+RANK = """
+import json, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import torch
+torch.set_num_threads(1)
+from test_training import recipe
+from avrl.ranks import launch
+from avrl.training import train
+if __name__ == "__main__":
+    launch(train, Path({out!r}), 2, Path({frames!r}), recipe({objective!r}, **{changed!r}))
+"""
+
+
+def two_ranks(out, frames, objective="single-stream", **changed):
+    """Train on two gloo ranks in a process of their own."""
+    out.mkdir(exist_ok=True)
+    script = out.with_suffix(".py")
+    tests = str(Path(__file__).parent)
+    script.write_text(RANK.format(tests=tests, out=str(out), frames=str(frames), objective=objective, changed=changed))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, str(script)], env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+@pytest.mark.parametrize("objective", ["two-stream", "videomae"])
+def test_two_ranks_have_the_same_curve_as_one_process(objective, frames, tmp_path):
+    (tmp_path / "one").mkdir()
+    train(tmp_path / "one", frames, recipe(objective))
+    process = two_ranks(tmp_path / "two", frames, objective)
+    words = process.communicate()[1]
+    assert process.returncode == 0, words
+    one, two = (pl.read_parquet(tmp_path / name / "log.parquet") for name in ("one", "two"))
+    worst = ((one["loss"] - two["loss"]) / one["loss"]).abs().max()
+    assert worst <= 1e-5
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("one", "two")]
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(tensor, weights[1][name], rtol=1e-3, atol=1e-4)
+
+
+def test_a_killed_rank_ends_the_run_with_a_temporary_error_and_it_goes_on(frames, tmp_path):
+    changed = {"epochs": 40, "save_minutes": 0.0}
+    process = two_ranks(tmp_path / "out", frames, **changed)
+    snapshots = tmp_path / "out/scratch/snapshots"
+    deadline = time.monotonic() + 60
+    while not (snapshots.is_dir() and list(snapshots.glob("step-*"))) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    ranks = subprocess.check_output(["pgrep", "-g", str(process.pid), "-f", "spawn_main"], text=True).split()
+    os.kill(int(ranks[-1]), signal.SIGKILL)
+    words = process.communicate(timeout=60)[1]
+    assert process.returncode != 0
+    assert "TemporaryError" in words
+    assert checkpoint.load_snapshot(snapshots, *fresh()) is not None
+
+
+def fresh(objective="single-stream"):
+    built = checkpoint.build(recipe(objective).network)
+    return built, torch.optim.AdamW(modules(built).parameters())
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_no_weights(frames, tmp_path, monkeypatch):
+    real = training.checkpoint.build
+
+    def poisoned(network):
+        objective = real(network)
+        with torch.no_grad():
+            next(modules(objective).parameters()).fill_(float("nan"))
+        return objective
+
+    monkeypatch.setattr(training.checkpoint, "build", poisoned)
+    with pytest.raises(DivergedError, match="not finite at step 0"):
+        train(tmp_path, frames, recipe())
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_batch_that_does_not_divide_is_refused(frames, tmp_path):
+    process = two_ranks(tmp_path / "out", frames, batch_size=5)
+    assert "does not divide among 2 processes" in process.communicate()[1]
+    assert process.returncode != 0
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
+def test_a_flipped_bit_in_the_newest_snapshot_falls_back_to_the_one_before(name, tmp_path, caplog):
+    objective, optimizer = fresh()
+    for step in (1, 2, 3):
+        checkpoint.save_snapshot(tmp_path, objective, optimizer, Snapshot(step, [], []))
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["step-000000002", "step-000000003"]
+    damaged = tmp_path / "step-000000003" / name
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 2] ^= 4
+    damaged.write_bytes(data)
+    found = checkpoint.load_snapshot(tmp_path, *fresh())
+    if name == "state.json" and found is not None and found.step != 2:
+        pytest.skip("this flip left the JSON's meaning alone")
+    assert found is not None
+    assert found.step == 2
+    assert "step-000000003" in caplog.text
+
+
+def test_when_every_snapshot_is_damaged_the_run_refuses_rather_than_starts_over(tmp_path):
+    checkpoint.save_snapshot(tmp_path, *fresh(), Snapshot(1, [], []))
+    next(tmp_path.rglob("model.safetensors")).write_bytes(b"")
+    with pytest.raises(IntegrityError, match="no snapshot in .* verifies"):
+        checkpoint.load_snapshot(tmp_path, *fresh())
+
+
+def test_a_checkpoint_loads_as_trained_or_as_its_untrained_twin(frames, tmp_path):
+    train(tmp_path, frames, recipe())
+    start = modules(checkpoint.build(recipe().network)).state_dict()
+    twin = modules(checkpoint.load(tmp_path, init="random")).state_dict()
+    trained = modules(checkpoint.load(tmp_path)).state_dict()
+    assert all(torch.equal(start[name], twin[name]) for name in start)
+    assert any(not torch.equal(start[name], trained[name]) for name in start)
+    assert not any(p.requires_grad for p in modules(checkpoint.load(tmp_path)).parameters())
+
+
+def test_weights_that_do_not_fit_are_refused(frames, tmp_path):
+    train(tmp_path, frames, recipe())
+    state = load_file(tmp_path / "model.safetensors")
+    state.pop("network.change.weight")
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(IntegrityError, match=r"network\.change\.weight"):
+        checkpoint.load(tmp_path)
+
+
+def test_bf16_on_a_device_without_it_is_refused_and_the_facts_say_what_ran(frames, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("this device has bf16")
+    with pytest.raises(ConfigError, match="bf16"):
+        train(tmp_path, frames, recipe(precision="bf16", device="auto"))
+    assert train(tmp_path, frames, recipe())["arithmetic"] == "float32"
+
+
+def test_the_config_file_is_what_builds_the_network(frames, tmp_path):
+    train(tmp_path, frames, recipe("videomae"))
+    assert json.loads((tmp_path / "config.json").read_bytes()) == recipe("videomae").network

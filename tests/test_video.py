@@ -1,0 +1,323 @@
+"""`avrl.video`: the right pixels of every frame, or an error that names clip, frame and the decoder's words."""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import signal
+import time
+
+import av
+import clips
+import numpy as np
+import pytest
+
+from avrl import video, zips
+from avrl.errors import DecodeError, IntegrityError, TemporaryError
+from avrl.sources import egodex
+
+MATRIX = {  # Kr, Kb of ITU-R BT.601 and BT.709
+    "bt601": (0.299, 0.114),
+    "bt709": (0.2126, 0.0722),
+}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def written(data):
+        path = tmp_path / "clip.mp4"
+        path.write_bytes(data)
+        return path
+
+    return written
+
+
+@pytest.fixture(scope="module")
+def clip():
+    """20 frames of 96 x 64 with B-frames, moov at the end."""
+    return clips.encode(clips.ramps(20))
+
+
+def decoded(path, size=32, name="part1.zip:x.mp4"):
+    found = video.probe(path, name)
+    frames = list(video.decode(path, found, size, name))
+    assert len(frames) == found.frames
+    return np.stack(frames)
+
+
+def planes(path):
+    """Y, U, V of every frame as float arrays, by PyAV."""
+    with av.open(str(path)) as container:
+        return [[_plane(one) for one in frame.planes] for frame in container.decode(video=0)]
+
+
+def _plane(plane):
+    data = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)
+    return data[:, : plane.width].astype(np.float64)
+
+
+def rgb(y, u, v, matrix):
+    """Full-range RGB of limited-range 4:2:0, in floats, rounded nowhere."""
+    kr, kb = MATRIX[matrix]
+    u, v = (np.kron(one, np.ones((2, 2)))[: y.shape[0], : y.shape[1]] for one in (u, v))
+    y, pb, pr = (y - 16) / 219, (u - 128) / 224, (v - 128) / 224
+    r, b = y + 2 * (1 - kr) * pr, y + 2 * (1 - kb) * pb
+    g = (y - kr * r - kb * b) / (1 - kr - kb)
+    return np.clip(np.stack([r, g, b], -1), 0, 1) * 255
+
+
+def boxed(frame, size):
+    """Mean over the blocks of the central square."""
+    height, width, _ = frame.shape
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = frame[top : top + side, left : left + side]
+    return square.reshape(size, side // size, size, side // size, 3).mean((1, 3))
+
+
+# Pixels.
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "size"), [(96, 64, 32), (64, 96, 32), (128, 128, 32), (384, 224, 56), (1920, 1080, 216)]
+)
+def test_frames_are_the_box_mean_of_the_central_square(write, width, height, size):
+    path = write(clips.encode(clips.ramps(8, width, height)))
+    want = np.stack([boxed(rgb(*one, "bt709"), size) for one in planes(path)])
+    got = decoded(path, size)
+    assert got.shape == (8, size, size, 3)
+    assert got.dtype == np.uint8
+    for a, b in zip(got, want, strict=True):
+        assert clips.psnr(a, b) >= 38
+    assert np.abs((got - want).mean((0, 1, 2))).max() <= 0.5
+
+
+@pytest.mark.parametrize("gop", [1, 2, 10, 250])
+def test_every_frame_once_and_in_order(write, gop):
+    got = decoded(write(clips.encode(clips.ramps(30), gop=gop)))
+    blue = np.median(got[..., 2], (1, 2)).astype(int)
+    assert len(got) == 30
+    assert (np.diff(blue) >= 5).all()
+
+
+def test_the_crop_is_the_centre(write):
+    frames = np.zeros((3, 64, 128, 3), np.uint8)
+    frames[:, :, 32:96] = 200  # the central square is bright, what is cut away is black
+    got = decoded(write(clips.encode(frames)), 16)
+    assert got[:, :, 1:-1].min() > 190
+    frames = np.zeros((3, 64, 128, 3), np.uint8)
+    frames[:, :, 64:] = 200
+    got = decoded(write(clips.encode(frames)), 16)
+    assert got[:, :, :7].max() < 10
+    assert got[:, :, 9:].min() > 190
+
+
+@pytest.mark.parametrize(
+    ("matrix", "tags", "height"),
+    [
+        ("bt709", clips.BT709, 96),
+        ("bt709", clips.BT709, 720),
+        ("bt601", "-colorspace smpte170m", 96),
+        ("bt601", "-colorspace bt470bg", 720),
+        ("bt601", "", 96),
+        ("bt709", "", 720),
+    ],
+)
+def test_the_colour_matrix_is_the_tagged_one_or_that_of_the_size(write, matrix, tags, height):
+    want = clips.patches(height, height)
+    path = write(clips.encode(np.stack([want] * 2), matrix=matrix, tags=tags))
+    assert video.probe(path, "x").matrix == matrix
+    got = decoded(path, 48)[0].reshape(48, 6, 8, 3)[:, :, 2:6]  # not the seams, where chroma is shared
+    assert np.abs(got - want.reshape(height, 6, -1, 3)[:48, :, :4].astype(int)).max() <= 3
+
+
+def test_full_range_video_keeps_its_blacks(write):
+    frames = np.zeros((3, 64, 64, 3), np.uint8)
+    frames[:, 32:] = 255
+    path = write(clips.encode(frames, "-color_range pc", pix_fmt="yuvj420p").replace(b"", b""))
+    got = decoded(path, 16)
+    assert got[:, :7].max() <= 20
+    assert got[:, 9:].min() >= 235
+
+
+# Containers that are unusual and whole.
+
+
+def test_variable_frame_rate_repeats_nothing(write):
+    path = write(clips.encode(clips.ramps(20), "-vf select='not(eq(mod(n\\,4)\\,3))' -fps_mode vfr"))
+    got = decoded(path)
+    assert len(got) == 15
+    assert all((a != b).any() for a, b in zip(got, got[1:], strict=False))
+
+
+def test_a_rotation_tag_turns_the_picture(write, clip):
+    upright = decoded(write(clip))
+    got = decoded(write(clips.remux(clip, "", before="-display_rotation 90")))
+    assert clips.psnr(got, np.rot90(upright, 1, (1, 2))) > 40
+
+
+@pytest.mark.parametrize("movflags", ["+faststart", "frag_keyframe+empty_moov", "frag_keyframe+empty_moov+default_base_moof"])
+def test_where_the_index_lies_does_not_matter(write, clip, movflags):
+    want = decoded(write(clip))
+    assert np.array_equal(decoded(write(clips.remux(clip, f"-movflags {movflags}"))), want)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "pix_fmt"),
+    [(75, 53, "yuv444p"), (98, 66, "yuv420p"), (54, 102, "yuv420p"), (96, 64, "yuv420p10le"), (16, 16, "yuv420p")],
+)
+def test_odd_sizes_and_ten_bits(write, width, height, pix_fmt):
+    frames = clips.ramps(6, width, height)
+    got = decoded(write(clips.encode(frames, pix_fmt=pix_fmt)), 32)
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    for a, b in zip(got, frames[:, top : top + side, left : left + side], strict=True):
+        assert np.abs(a.mean((0, 1)) - b.mean((0, 1))).max() < 4
+
+
+def test_one_frame_is_a_clip(write):
+    assert len(decoded(write(clips.encode(clips.ramps(1))))) == 1
+
+
+def test_a_track_of_sound_beside_the_picture_is_ignored(write, clip, tmp_path):
+    (tmp_path / "a.mp4").write_bytes(clips.sound())
+    got = decoded(write(clips.remux(clip, "-map 0 -map 1", before=f"-i {tmp_path / 'a.mp4'}")))
+    assert len(got) == 20
+
+
+# Damage.
+
+
+def refused(path, name="part1.zip:task/3.mp4"):
+    with pytest.raises(DecodeError) as caught:
+        list(video.decode(path, video.probe(path, name), 32, name))
+    error = caught.value
+    assert error.path == name
+    assert error.words
+    assert str(error) == (
+        f"{name}: frame {error.frame} does not decode: {error.words}; "
+        "fetch the file again, or list it as dropped with --on-error drop"
+    )
+    assert "0x" not in error.words  # the same damage, the same words: they are part of an artifact
+    assert str(path) not in str(error)
+    return error
+
+
+@pytest.mark.parametrize("share", [0.02, 0.2, 0.5, 0.8, 0.95, 1.0])
+@pytest.mark.parametrize("front", [False, True])
+def test_truncated_clips_are_refused(write, clip, share, front):
+    whole = clips.remux(clip, "-movflags +faststart") if front else clip
+    kept = min(int(len(whole) * share), len(whole) - 1)
+    error = refused(write(whole[:kept]))
+    if front and share >= 0.5:
+        assert 0 < error.frame <= 20
+
+
+def test_a_clip_that_promises_more_or_fewer_frames_than_it_has(write, clip):
+    path = write(clip)
+    for promised in (19, 21):
+        with pytest.raises(DecodeError, match=f"20 frames decode, the container promises {promised}") as caught:
+            list(video.decode(path, video.Clip(promised, 30, "bt709"), 32, "x.mp4"))
+        assert caught.value.frame == 20
+
+
+def test_a_flipped_bit_is_refused_or_leaves_the_number_of_frames(write, clip):
+    rng = random.Random(2)
+    start, end = clips.payload(clip)
+    refusals = 0
+    for _ in range(40):
+        path = write(clips.flipped(clip, rng.randrange(start, end), rng.randrange(8)))
+        try:
+            frames = list(video.decode(path, video.probe(path, "x"), 32, "x"))
+        except DecodeError:
+            refusals += 1
+        else:
+            assert len(frames) == 20
+    assert refusals >= 20
+
+
+def test_in_a_zip_every_flipped_bit_is_refused(clip, tmp_path):
+    raw = clips.egodex(tmp_path / "raw", {"task/0": (clip, clips.poses(20))})
+    zipped = raw / "part1.zip"
+    whole, rng = zipped.read_bytes(), random.Random(3)
+    opened, frames = egodex.frames(raw, egodex.survey(raw)[0][0], 32, tmp_path)
+    assert len(list(frames)) == opened.length == 20
+    for member, data in (("part1/task/0.mp4", clip), ("part1/task/0.hdf5", clips.poses(20))):
+        for _ in range(40):
+            clips.damage(zipped, member, rng.randrange(len(data)), rng.randrange(8))
+            with pytest.raises(IntegrityError, match=rf"part1.zip:{member} is damaged \(Bad CRC-32"):
+                egodex.frames(raw, egodex.survey(raw)[0][0], 32, tmp_path)
+            zipped.write_bytes(whole)
+    assert zips.check(zipped)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "Invalid data"),
+        (b"\0", "Invalid data"),
+        (b"this is text, not a clip\n" * 50, "Invalid data"),
+        (b"#EXTM3U\n#EXTINF:9,\nhttp://127.0.0.1:9/x.mp4\n#EXT-X-ENDLIST\n", "Invalid data"),
+        (b"ffconcat version 1.0\nfile other.mp4\n", "Invalid data"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(100), "Invalid data"),
+    ],
+)
+def test_files_that_are_no_clip(write, data, words):
+    error = refused(write(data))
+    assert error.frame == 0
+    assert words in error.words
+
+
+def test_a_playlist_does_not_lead_to_another_file(write, clip, tmp_path):
+    (tmp_path / "other.mp4").write_bytes(clip)
+    refused(write(b"ffconcat version 1.0\nfile other.mp4\n"))
+
+
+def test_sound_alone(write):
+    assert refused(write(clips.sound())).words == "no video stream"
+
+
+def test_foreign_letters_in_the_metadata_do_no_harm(write, clip):
+    tagged = clips.remux(clip, "-metadata title=caf#").replace(b"caf#", b"caf\xe9")
+    assert b"caf\xe9" in tagged
+    assert len(decoded(write(tagged))) == 20
+
+
+# Processes.
+
+
+def decoders():
+    return [pid for pid, name in clips.descendants() if name.startswith("ffmpeg")]
+
+
+def test_no_decoder_is_left_behind(write, clip):
+    decoded(write(clip))
+    refused(write(clip[: len(clip) // 2]))
+    assert decoders() == []
+
+
+def test_a_decoder_that_is_not_wanted_any_more_is_killed(write):
+    path = write(clips.encode(clips.ramps(60)))
+    frames = video.decode(path, video.probe(path, "x"), 224, "x")
+    next(frames)
+    assert len(decoders()) == 1
+    frames.close()
+    assert decoders() == []
+    frames = video.decode(path, video.probe(path, "x"), 224, "x")
+    next(frames)
+    del frames
+    gc.collect()
+    assert decoders() == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_decoder_is_no_verdict_on_the_clip(write, number):
+    path = write(clips.encode(clips.ramps(60)))
+    frames = video.decode(path, video.probe(path, "x"), 224, "part1.zip:x")  # more than the pipe holds
+    next(frames)
+    (pid,) = decoders()
+    time.sleep(0.2)  # it must have set up its signal handlers
+    os.kill(pid, number)
+    with pytest.raises(TemporaryError, match=r"ffmpeg was stopped in part1.zip:x; run the same command"):
+        list(frames)
