@@ -219,8 +219,7 @@ def _decoded(job: Job, episodes: list[Episode], begun: int, workers: int) -> Ite
         except BrokenProcessPool:
             raise TemporaryError("a decoder process was killed", "run the same command: it goes on") from None
         finally:
-            for one in flying:
-                one.cancel()
+            pool.shutdown(cancel_futures=True)  # the pool's own way: it trips over a future that others cancelled
 
 
 def _attend() -> None:

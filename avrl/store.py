@@ -100,6 +100,7 @@ def create(root: Path, n_shards: int, image_size: int, quality: int) -> None:
         dimension_names=("frame", "height", "width", "channel"),
         write_data=False,
     )
+    (root / "frames").mkdir(parents=True, exist_ok=True)
     for name, content in written.items():
         (root / name).write_bytes(content.to_bytes())
 

@@ -68,9 +68,10 @@ def ffmpeg(arguments, data=b""):
 def encode(frames, options="", *, matrix="bt709", tags=BT709, pix_fmt="yuv420p", gop=10):
     """H.264 in mp4 at 30 fps; `options` go to the output, a later one wins over the usual ones."""
     _, height, width, _ = frames.shape
+    levels = "pc" if "yuvj" in pix_fmt else "tv"
     return ffmpeg(
         f"-f rawvideo -pix_fmt rgb24 -s {width}x{height} -r 30 -i - "
-        f"-vf scale=out_color_matrix={matrix}:out_range=tv:flags=accurate_rnd+full_chroma_inp,format={pix_fmt} "
+        f"-vf scale=out_color_matrix={matrix}:out_range={levels}:flags=accurate_rnd+full_chroma_inp,format={pix_fmt} "
         f"-c:v libx264 -preset fast -crf 12 -g {gop} -threads 1 {tags} {options} {{}}",
         frames.tobytes(),
     )

@@ -2,10 +2,12 @@
 
 import dataclasses
 import errno
+import hashlib
 import json
 import os
 import random
 import shutil
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -80,8 +82,10 @@ def test_the_key_is_of_everything_that_was_asked(other):
 def test_the_key_does_not_hang_on_order_and_never_moves():
     turned = (*ASKED[:2], dict(reversed(ASKED[2].items())), dict(reversed(ASKED[3].items())))
     assert key_of(*turned) == key_of(*ASKED)
-    # Every cache in the world is named by this function: another value here orphans all of them.
-    assert key_of(*ASKED) == "eb3af5e0d2f6b8ef4bbbb1a0f2d9b4a5"
+    # Spelt out by hand: every cache there is is named by this function, and another spelling would orphan all of it.
+    inputs = f'{{"frames": "{"2" * 64}", "raw": "{"1" * 64}"}}'
+    text = f'{{"config": {{"names": ["a"], "size": 3}}, "inputs": {inputs}, "stage": "tiny", "version": 1}}'
+    assert key_of(*ASKED) == hashlib.sha256(text.encode()).hexdigest()
 
 
 paths = st.text(st.characters(categories=("L", "N")), min_size=1)
@@ -99,6 +103,13 @@ def test_the_digest_is_of_a_set_of_files(listed, chance):
         assert digest_of(rest) != digest_of(listed)
         assert digest_of([*rest, dataclasses.replace(one, path=one.path + "x")]) != digest_of(listed)
         assert digest_of([*rest, dataclasses.replace(one, sha256=one.sha256[::-1] + "0")]) != digest_of(listed)
+
+
+def test_the_digest_is_what_sha256sum_would_give(tmp_path):
+    """`cd ARTIFACT; find . -type f ! -name manifest.json -printf '%P\\n' | xargs sha256sum | sort | sha256sum`."""
+    fill(tmp_path)
+    lines = sorted(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in FILES.items())
+    assert digest_of(hash_files(tmp_path)) == hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def test_files_may_be_written_in_any_order(tmp_path):
@@ -135,6 +146,19 @@ def test_a_published_artifact_reads_back(artifact):
         again.manifest.input("frames")
     verify(again)
     assert not list(artifact.root.parent.glob(".partial*"))
+
+
+def test_everything_is_synced_before_the_manifest_and_the_name_last(tmp_path, monkeypatch):
+    partial = fill(tmp_path / ".partial-x", {"a": b"a", "b/c": b"c"})
+    manifest = manifest_of(partial)
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(Path(f"/proc/self/fd/{fd}").readlink()))
+    seal(partial, manifest)
+    names = [path.relative_to(tmp_path).as_posix() for path in synced]
+    assert set(names[:4]) == {".partial-x/a", ".partial-x/b/c", ".partial-x", ".partial-x/b"}
+    assert names[4:] == [f".partial-x/.{MANIFEST}.{os.getpid()}.tmp", ".partial-x"]
+    publish(partial, tmp_path / "x")
+    assert synced[6:] == [tmp_path]
 
 
 def test_scratch_stays_until_the_manifest_is_written_and_is_never_published(tmp_path):

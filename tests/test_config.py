@@ -71,7 +71,7 @@ def test_a_field_without_opt_is_refused():
     class Bare:
         size: Annotated[int, "no Opt"] = 1
 
-    with pytest.raises(TypeError, match="Bare.size has no Opt"):
+    with pytest.raises(TypeError, match=r"Bare\.size has no Opt"):
         fields_of(Bare)
 
 

@@ -41,7 +41,9 @@ def planted(data):
     def vectors(table):
         rng = np.random.default_rng(0)
         mix = rng.normal(size=(7, 16))
-        clean = np.stack([known.get(key, np.zeros(7)) for key in table.select("episode_index", "frame_index").iter_rows()])
+        clean = np.stack(
+            [known.get(key, np.zeros(7)) for key in table.select("episode_index", "frame_index").iter_rows()]
+        )
         return 100 * (clean / y.std(0)) @ mix + rng.normal(size=(len(clean), 16))
 
     return vectors

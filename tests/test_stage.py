@@ -14,8 +14,6 @@ import polars as pl
 import pytest
 import safetensors.numpy
 import tiny
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from tiny import FEW, LONG, TINY, Tiny
 
 from avrl.artifact import MANIFEST, SCRATCH, verify
@@ -104,12 +102,11 @@ def test_the_key_is_of_what_an_input_holds_not_of_what_made_it(cache):
     assert TINY.key(Tiny(), {"checkpoint": first}) != TINY.key(Tiny(), {"checkpoint": second})
 
 
-@given(st.permutations(["a", "b/c", "d", "e/f"]))
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_the_digest_does_not_hang_on_the_order_of_writing(tmp_path_factory, names):
-    config = Tiny(names=tuple(names))
-    one, _ = run(TINY, config, {}, Cache(tmp_path_factory.mktemp("cache")))
-    assert one.digest == "7f"
+@pytest.mark.parametrize("names", [("a", "b/c", "d"), ("d", "b/c", "a"), ("b/c", "a", "d")])
+def test_the_digest_does_not_hang_on_the_order_of_writing(cache, tmp_path, names):
+    straight, _ = run(TINY, Tiny(), {}, cache)
+    turned, _ = run(TINY, Tiny(names=names), {}, Cache(tmp_path / "other"))
+    assert turned.digest == straight.digest
 
 
 # Hits.
@@ -369,7 +366,7 @@ def test_a_full_disk_has_its_own_code_and_the_work_goes_on_when_there_is_room(di
 
     cache = Cache(disk / "cache")
     stage = dataclasses.replace(TINY, build=fill)
-    with pytest.raises(DiskFullError, match="no space left while making tiny-lower in .*: it goes on from") as caught:
+    with pytest.raises(DiskFullError, match=r"no space left while making tiny-lower in .*: it goes on from") as caught:
         run(stage, Tiny(), {}, cache)
     assert caught.value.exit_code == 6
     assert (partials(cache)[0] / "first").read_text() == writer

@@ -27,7 +27,14 @@ NAMES = ["two-stream", "single-stream", "videomae"]
 
 
 def recipe(objective="single-stream", **changed):
-    network = {"objective": objective, "size": "tiny", "image_size": 32, "loss_decay": 0.5, "mask_ratio": 0.5, "seed": 0}
+    network = {
+        "objective": objective,
+        "size": "tiny",
+        "image_size": 32,
+        "loss_decay": 0.5,
+        "mask_ratio": 0.5,
+        "seed": 0,
+    }
     plain = {
         "network": network,
         "epochs": 2,

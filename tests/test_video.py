@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import time
+from itertools import pairwise
 
 import av
 import clips
@@ -80,13 +81,13 @@ def boxed(frame, size):
 
 
 @pytest.mark.parametrize(
-    ("width", "height", "size"), [(96, 64, 32), (64, 96, 32), (128, 128, 32), (384, 224, 56), (1920, 1080, 216)]
+    ("width", "height", "size"), [(96, 64, 32), (64, 96, 32), (128, 128, 32), (384, 224, 56), (1280, 720, 240)]
 )
 def test_frames_are_the_box_mean_of_the_central_square(write, width, height, size):
-    path = write(clips.encode(clips.ramps(8, width, height)))
+    path = write(clips.encode(clips.ramps(5, width, height)))
     want = np.stack([boxed(rgb(*one, "bt709"), size) for one in planes(path)])
     got = decoded(path, size)
-    assert got.shape == (8, size, size, 3)
+    assert got.shape == (5, size, size, 3)
     assert got.dtype == np.uint8
     for a, b in zip(got, want, strict=True):
         assert clips.psnr(a, b) >= 38
@@ -132,13 +133,13 @@ def test_the_colour_matrix_is_the_tagged_one_or_that_of_the_size(write, matrix, 
     assert np.abs(got - want.reshape(height, 6, -1, 3)[:48, :, :4].astype(int)).max() <= 3
 
 
-def test_full_range_video_keeps_its_blacks(write):
-    frames = np.zeros((3, 64, 64, 3), np.uint8)
-    frames[:, 32:] = 255
-    path = write(clips.encode(frames, "-color_range pc", pix_fmt="yuvj420p").replace(b"", b""))
-    got = decoded(path, 16)
-    assert got[:, :7].max() <= 20
-    assert got[:, 9:].min() >= 235
+@pytest.mark.parametrize("full", [False, True])
+def test_full_and_limited_range_are_told_apart(write, full):
+    frames = np.full((3, 64, 64, 3), 30, np.uint8)
+    frames[:, 32:] = 220
+    got = decoded(write(clips.encode(frames, pix_fmt="yuvj420p" if full else "yuv420p")), 16)
+    assert np.abs(got[:, :7].astype(int) - 30).max() <= 3
+    assert np.abs(got[:, 9:].astype(int) - 220).max() <= 3
 
 
 # Containers that are unusual and whole.
@@ -148,7 +149,7 @@ def test_variable_frame_rate_repeats_nothing(write):
     path = write(clips.encode(clips.ramps(20), "-vf select='not(eq(mod(n\\,4)\\,3))' -fps_mode vfr"))
     got = decoded(path)
     assert len(got) == 15
-    assert all((a != b).any() for a, b in zip(got, got[1:], strict=False))
+    assert all((a != b).any() for a, b in pairwise(got))
 
 
 def test_a_rotation_tag_turns_the_picture(write, clip):
@@ -157,7 +158,9 @@ def test_a_rotation_tag_turns_the_picture(write, clip):
     assert clips.psnr(got, np.rot90(upright, 1, (1, 2))) > 40
 
 
-@pytest.mark.parametrize("movflags", ["+faststart", "frag_keyframe+empty_moov", "frag_keyframe+empty_moov+default_base_moof"])
+@pytest.mark.parametrize(
+    "movflags", ["+faststart", "frag_keyframe+empty_moov", "frag_keyframe+empty_moov+default_base_moof"]
+)
 def test_where_the_index_lies_does_not_matter(write, clip, movflags):
     want = decoded(write(clip))
     assert np.array_equal(decoded(write(clips.remux(clip, f"-movflags {movflags}"))), want)
@@ -208,10 +211,14 @@ def refused(path, name="part1.zip:task/3.mp4"):
 @pytest.mark.parametrize("front", [False, True])
 def test_truncated_clips_are_refused(write, clip, share, front):
     whole = clips.remux(clip, "-movflags +faststart") if front else clip
-    kept = min(int(len(whole) * share), len(whole) - 1)
-    error = refused(write(whole[:kept]))
+    path = write(whole[: min(int(len(whole) * share), len(whole) - 1)])
+    if share == 1 and not front:  # the last letter of the encoder's name is cut off, and nothing else
+        assert np.array_equal(decoded(path), decoded(write(whole)))
+        return
+    error = refused(path)
     if front and share >= 0.5:
         assert 0 < error.frame <= 20
+        assert "promises" not in error.words  # the decoder saw it; counting is only the second line of defence
 
 
 def test_a_clip_that_promises_more_or_fewer_frames_than_it_has(write, clip):

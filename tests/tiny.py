@@ -1,8 +1,8 @@
 """The smallest stage there can be. As a script: processes that build it, hold it, or are killed while they do.
 
-    python tiny.py build CACHE    slowly, so that there is time to kill it
-    python tiny.py hold CACHE     says "building" and waits for a line
-    python tiny.py crash FOLDER   killed at every step that touches the cache, once each; prints the steps as JSON
+python tiny.py build CACHE    slowly, so that there is time to kill it
+python tiny.py hold CACHE     says "building" and waits for a line
+python tiny.py crash FOLDER   killed at every step that touches the cache, once each; prints the steps as JSON
 """
 
 import json

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 BASE_URL = "https://rail.eecs.berkeley.edu/datasets/bridge_release/data/tfds/"
 FOLDER = "bridge_dataset/1.0.0"
 SHARDS = {"train": 1024, "val": 128}
+RECORDS = "tfrecord-?????-of-?????"  # and no more: downloaders add .part, .tmp or .1 to what they have not finished
 DESCRIPTIONS = ("dataset_info.json", "features.json")
 PARTS = tuple(SHARDS)
 DEFAULT_PARTS = PARTS
@@ -52,7 +53,7 @@ def local_files(folder: Path, parts: tuple[str, ...]) -> dict[str, Path]:
         NotFoundError: a split has no shard there.
     """
     for place in (folder, folder / "1.0.0", folder / FOLDER):
-        found = {part: sorted(place.glob(f"*-{part}.tfrecord-*")) for part in parts}
+        found = {part: sorted(place.glob(f"*-{part}.{RECORDS}")) for part in parts}
         if any(found.values()):
             for part, shards in found.items():
                 if not shards:
@@ -67,7 +68,7 @@ def survey(raw: Path) -> tuple[list[Episode], list[Dropped]]:
     """Every record of every shard, in the order of shard names; a shard's unreadable rest is dropped by name."""
     episodes: list[Episode] = []
     dropped: list[Dropped] = []
-    for path in sorted((raw / FOLDER).glob("*.tfrecord-*")):
+    for path in sorted((raw / FOLDER).glob(f"*.{RECORDS}")):
         split = path.name.split(".")[0].rsplit("-", 1)[-1]
         found = 0
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import zipfile
 from dataclasses import replace
 from pathlib import PurePosixPath
@@ -74,14 +75,14 @@ def survey(raw: Path) -> tuple[list[Episode], list[Dropped]]:
         for stem in stems:
             part, task, number = stem.split("/")[-3:] if stem.count("/") >= 2 else ("", "", "")
             missing = [ext for ext in (".mp4", ".hdf5") if stem + ext not in names]
-            if missing or not number.isdecimal():
+            if missing or not re.fullmatch(r"\d{1,9}", number, re.ASCII):
                 why = f"has no {missing[0]} beside it" if missing else "is not <part>/<task>/<n>"
                 dropped.append(Dropped(stem, why))
             else:
                 found.append(((part, task, int(number)), place.name, stem))
     episodes = [
-        Episode(index, "/".join(map(str, key)), key[1], "", _split(key[0]), 0, 0.0, file, stem + ".mp4")
-        for index, (key, file, stem) in enumerate(sorted(found))
+        Episode(index, stem, task, "", _split(part), 0, 0.0, file, stem + ".mp4")
+        for index, ((part, task, _), file, stem) in enumerate(sorted(found))
     ]
     return episodes, sorted(dropped, key=lambda one: one.episode_id)
 

@@ -93,7 +93,7 @@ def _build(config: PretrainConfig, inputs: Inputs, out: Path) -> Built:
     from avrl.training import train
 
     frames = inputs["frames"].root
-    if config.gpus > 1 and rank_of_job() is None:
+    if rank_of_job() is None and config.gpus > 1:
         return Built(launch(train, out, config.gpus, frames, recipe(config)))
     return Built(train(out, frames, recipe(config)))
 
