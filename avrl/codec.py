@@ -24,7 +24,7 @@ def encode(frame_HWC: np.ndarray, quality: int) -> bytes:
 
 
 @dataclass(frozen=True)
-class ImagecodecsJpeg(ArrayBytesCodec):  # type: ignore[misc]  # zarr ships no stubs that strict mode accepts
+class ImagecodecsJpeg(ArrayBytesCodec):
     """A chunk of shape (1, H, W, 3) uint8 as one JPEG file."""
 
     level: int = 90

@@ -63,7 +63,6 @@ def extract(encoder: Encoder, frames: Path, out: Path, *, gap: int, batch_size: 
         ConfigError: the gap does not suit the encoder, or no episode is long enough for it.
         IntegrityError: the encoder gave a number that is not finite.
     """
-    import torch
     import zarr
     from zarr.codecs import ZstdCodec
 
@@ -91,21 +90,29 @@ def extract(encoder: Encoder, frames: Path, out: Path, *, gap: int, batch_size: 
         if done.exists():
             continue
         block = row_N[start : start + BLOCK]
-        found: dict[str, list[np.ndarray]] = {name: [] for name in arrays}
-        for at in range(0, len(block), batch_size):
-            row = block[at : at + batch_size]
-            seen = np.stack([row, row + gap], 1) if gap else row[:, None]
-            pixels = torch.from_numpy(store.read(seen.ravel())).to(device)
-            for name, z_BD in encoder.encode(pixels.unflatten(0, seen.shape)).items():
-                found[name].append(z_BD.cpu().numpy())
-        for name, parts in found.items():
-            z_ND = np.concatenate(parts)
+        for name, z_ND in _encode(encoder, store, block, gap, batch_size, device).items():
             if not np.isfinite(z_ND).all():
                 raise IntegrityError(f"readout {name!r} of the encoder has numbers that are not finite")
             arrays[name][start : start + len(block)] = z_ND
         write_durably(done, b"")
     table.write_parquet(out / "pairs.parquet")
     return {"rows": len(row_N), "gap": gap, "paired": encoder.paired, "readouts": dict(encoder.readouts)}
+
+
+def _encode(
+    encoder: Encoder, store: FrameStore, row_N: np.ndarray, gap: int, batch_size: int, device: str
+) -> dict[str, np.ndarray]:
+    """Vectors (N, D) of each readout for frames in these rows of the store, or pairs that begin there."""
+    import torch
+
+    found: dict[str, list[np.ndarray]] = {name: [] for name in encoder.readouts}
+    for at in range(0, len(row_N), batch_size):
+        row = row_N[at : at + batch_size]
+        seen = np.stack([row, row + gap], 1) if gap else row[:, None]
+        pixels = torch.from_numpy(store.read(seen.ravel())).to(device)
+        for name, z_BD in encoder.encode(pixels.view(*seen.shape, *pixels.shape[1:])).items():
+            found[name].append(z_BD.cpu().numpy())
+    return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
 def read(root: Path, readout: str) -> tuple[pl.DataFrame, np.ndarray]:

@@ -109,7 +109,8 @@ class Pairs:
         decay, longest = self.sampling.sample_decay, np.minimum(self.sampling.max_gap, length_B - 1)
         sums = np.cumsum(decay ** np.arange(self.sampling.max_gap))
         target = u_B * sums[longest - 1]
-        return np.minimum(np.searchsorted(sums, target, side="right") + 1, longest).astype(np.int64)
+        gap: np.ndarray = np.minimum(np.searchsorted(sums, target, side="right") + 1, longest)
+        return gap.astype(np.int64)
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> Batch:
         """One rank's share of the batch of a global step.
@@ -150,7 +151,8 @@ def _mix(x: np.ndarray) -> np.ndarray:
         x = x + np.uint64(0x9E3779B97F4A7C15)
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return x ^ (x >> np.uint64(31))
+        mixed: np.ndarray = x ^ (x >> np.uint64(31))
+        return mixed
 
 
 def uniform(seed: int, epoch: int, index_N: np.ndarray, stream: int) -> np.ndarray:

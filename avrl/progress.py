@@ -9,12 +9,12 @@ from typing import Any
 QUIET = "AVRL_QUIET"  # environment variable: it reaches the processes of other GPUs too
 
 
-def bar(what: str, total: int, unit: str, *, initial: int = 0, hidden: bool = False, **options: Any) -> Any:
+def bar(what: str, total: int | None, unit: str, *, initial: int = 0, hidden: bool = False, **options: Any) -> Any:
     """A tqdm bar on stderr.
 
     Args:
         what: The verb or hop, at the left.
-        total: Units in all.
+        total: Units in all, if known.
         unit: What is counted.
         initial: Units done by an earlier run.
         hidden: True on ranks other than the first.

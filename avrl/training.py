@@ -26,8 +26,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from accelerate import Accelerator
+    from torch import Tensor
 
+    from avrl.checkpoint import Snapshot
     from avrl.objectives import Objective
+    from avrl.pairs import Batch
 
 BETAS = (0.9, 0.95)  # He et al. 2022 (MAE), table 8
 CLIP = 1.0  # largest gradient norm
@@ -83,60 +86,85 @@ def train(out: Path, frames: Path, recipe: Recipe) -> dict[str, Any]:
     if recipe.batch_size % world:
         raise ConfigError(f"--batch-size {recipe.batch_size} does not divide among {world} processes")
     pairs = Pairs(FrameStore(frames, recipe.threads), recipe.sampling, recipe.batch_size)
-    objective = checkpoint.build(recipe.network)
-    optimizer = torch.optim.AdamW(_groups(objective, recipe.weight_decay), lr=recipe.lr, betas=BETAS)
-    snapshots = out / SCRATCH / "snapshots"
-    modules(objective).to(accelerator.device)
-    found = checkpoint.load_snapshot(snapshots, objective, optimizer)
-    model, wrapped = accelerator.prepare(modules(objective), optimizer)
+    learner = _Learner(recipe, accelerator, out / SCRATCH / "snapshots")
     total = recipe.epochs * pairs.steps_per_epoch
     warmup = round(recipe.warmup_epochs * pairs.steps_per_epoch)
-    curve = Curve(total, pairs.steps_per_epoch, recipe.batch_size, found)
-    started = begun = time.monotonic()
-    first = found.step if found else 0
+    curve = Curve(total, pairs.steps_per_epoch, recipe.batch_size, learner.found)
+    first = learner.found.step if learner.found else 0
+    saved = begun = time.monotonic()
     with Stop() as stop, curve.progress(first, rank) as bar:
         for step, batch in enumerate(pairs.stream(first, total, rank, world), first):
             lr = learning_rate(step, total, warmup, recipe.lr)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            to = accelerator.device
-            with accelerator.autocast():
-                losses = model(batch.frames_BTHWC.to(to), batch.gap_B.to(to), batch.seed_B.to(to))
+            losses = learner.losses(batch)
             asked_to_stop = agree(accelerator, losses["loss"], stop, step)
-            accelerator.backward(losses["loss"])
-            norm = accelerator.clip_grad_norm_(model.parameters(), CLIP)
-            wrapped.step()
-            wrapped.zero_grad()
-            curve.add(step, losses, norm, lr, accelerator)
+            curve.add(step, losses, learner.move(losses["loss"], lr), lr, accelerator)
             bar.update()
-            done = step + 1
-            due = told_by_first(accelerator, time.monotonic() - started > 60 * recipe.save_minutes)
-            if (asked_to_stop or due) and done < total:
-                state = curve.snapshot(done, accelerator)
-                if rank == 0:
-                    checkpoint.save_snapshot(snapshots, objective, optimizer, state)
-                started = time.monotonic()
-            if asked_to_stop and done < total:
-                accelerator.wait_for_everyone()
-                raise Stopped(128 + asked_to_stop)
+            due = told_by_first(accelerator, time.monotonic() - saved > 60 * recipe.save_minutes)
+            if (asked_to_stop or due) and step + 1 < total:
+                learner.save(curve.snapshot(step + 1, accelerator))
+                saved = time.monotonic()
+                if asked_to_stop:
+                    raise Stopped(128 + asked_to_stop)
     if rank == 0:
         curve.write(out / "log.parquet")
-        checkpoint.save(out, objective, recipe.network)
+        checkpoint.save(out, learner.objective, recipe.network)
     accelerator.wait_for_everyone()
     seconds = time.monotonic() - begun
     return {
         **recipe.network,
-        "parameters": sum(one.numel() for one in modules(objective).parameters()),
+        **learner.facts(),
         "steps": total,
         "samples": total * recipe.batch_size,
-        "baseline": objective.baseline,
         "final_loss": curve.rows[-1]["loss"],
         "final_skill": curve.rows[-1]["skill"],
-        "device": torch.cuda.get_device_name() if accelerator.device.type == "cuda" else "cpu",
-        "processes": world,
-        "arithmetic": _arithmetic(accelerator),
         "samples_per_second": round((total - first) * recipe.batch_size / max(seconds, 1e-9), 1),
     }
+
+
+class _Learner:
+    """Weights, optimizer and the device they are on; goes on from the newest good snapshot."""
+
+    def __init__(self, recipe: Recipe, accelerator: Accelerator, snapshots: Path) -> None:
+        self.accelerator, self.snapshots = accelerator, snapshots
+        self.objective = checkpoint.build(recipe.network)
+        modules(self.objective).to(accelerator.device)
+        self.optimizer = torch.optim.AdamW(_groups(self.objective, recipe.weight_decay), lr=recipe.lr, betas=BETAS)
+        self.found = checkpoint.load_snapshot(snapshots, self.objective, self.optimizer)
+        self.model, self.wrapped = accelerator.prepare(modules(self.objective), self.optimizer)
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Forward pass; the wrapped module's ``forward`` is the only loss path there is."""
+        to = self.accelerator.device
+        with self.accelerator.autocast():
+            found: dict[str, Tensor] = self.model(batch.frames_BTHWC.to(to), batch.gap_B.to(to), batch.seed_B.to(to))
+        return found
+
+    def move(self, loss: Tensor, lr: float) -> Tensor:
+        """Backward pass and step; returns the norm of the gradient before clipping."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.accelerator.backward(loss)
+        norm: Tensor = self.accelerator.clip_grad_norm_(self.model.parameters(), CLIP)
+        self.wrapped.step()
+        self.wrapped.zero_grad()
+        return norm
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Publish a snapshot; the other ranks wait for the first."""
+        if self.accelerator.is_main_process:
+            checkpoint.save_snapshot(self.snapshots, self.objective, self.optimizer, snapshot)
+        self.accelerator.wait_for_everyone()
+
+    def facts(self) -> dict[str, Any]:
+        """What ran, and on what."""
+        on_gpu = self.accelerator.device.type == "cuda"
+        return {
+            "parameters": sum(one.numel() for one in modules(self.objective).parameters()),
+            "baseline": self.objective.baseline,
+            "device": torch.cuda.get_device_name() if on_gpu else "cpu",
+            "processes": self.accelerator.num_processes,
+            "arithmetic": _arithmetic(self.accelerator),
+        }
 
 
 def _precision(recipe: Recipe) -> str:

@@ -14,7 +14,7 @@ from avrl.episodes import Episode, table
 SIZE = 32
 
 
-def frame_store(root: Path, lengths: list[int], seed: int = 0, size: int = SIZE, splits: list[str] | None = None) -> Path:
+def frame_store(root: Path, lengths: list[int], splits: list[str] | None = None, seed: int = 0, size=SIZE) -> Path:
     """A store of smooth moving blobs: episode i has lengths[i] frames."""
     rng = np.random.default_rng(seed)
     rows, pieces, first = [], [], 0

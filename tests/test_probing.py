@@ -7,7 +7,8 @@ from made import features_of, frame_store, labels_of
 from sklearn.metrics import r2_score, roc_auc_score
 
 from avrl import features, intervals, labels, probing
-from avrl.probing import Who, auc, score
+from avrl.outcome import auc
+from avrl.probing import Task, Who, score
 
 LENGTHS = [12] * 30
 SPLITS = ["train"] * 20 + ["val"] * 10
@@ -29,7 +30,7 @@ def run(data, out, vectors, *, paired=True, gap=1, **changed):
     table, _ = features.rows_of(episodes, gap if paired else 0)
     made = features_of(out / "features", table, {"cls": vectors(table)}, paired=paired)
     options = {"gap": gap, "target": "reached", "readouts": (), "seed": 0, "resamples": 200, "data_digest": "d"}
-    score(out, Who("planted", "", "trained"), where, frames, made, **{**options, **changed})
+    score(out, Who("planted", "", "trained"), Task(**{**options, **changed}), where, frames, made)
     return pl.read_parquet(out / "scores.parquet")
 
 
@@ -72,7 +73,7 @@ def test_noise_scores_about_nothing_and_its_interval_says_so(data, tmp_path):
 
 
 def test_the_test_split_is_never_fitted_on(data, tmp_path):
-    """Targets of test episodes are replaced: predictions, and so alpha and the sums of errors' inputs, must not move."""
+    """Targets of test episodes are replaced: neither predictions nor alpha may move."""
     frames, _, rows, y, _ = data
     parts = probing.split(rows, pl.read_parquet(frames / "episodes.parquet"), 0)
     z = np.random.default_rng(0).normal(size=(len(y), 8)) + y[:, :1] * 50
@@ -89,7 +90,7 @@ def test_lambda_is_chosen_on_training_episodes_that_are_not_fitted_on(data):
     parts = probing.split(rows, pl.read_parquet(frames / "episodes.parquet"), 0)
     sets = [set(parts.episode_N[mask]) for mask in (parts.fit_N, parts.validate_N, parts.test_N)]
     assert [len(one) for one in sets] == [16, 4, 10]
-    assert not (sets[0] & sets[1] or sets[0] & sets[2] or sets[1] & sets[2])
+    assert sum(map(len, sets)) == len(set.union(*sets))
     assert sets[2] == set(range(20, 30))
 
 
@@ -105,7 +106,7 @@ def test_numbers_equal_scikit_learns(data, tmp_path):
 
 
 def test_image_encoders_give_concatenation_and_difference_from_frames_encoded_once(data, tmp_path):
-    frames, where, rows, y, _ = data
+    where = data[1]
 
     def vectors(table):  # a frame's vector is the sum of all motion so far: the difference is the target
         table_of = pl.read_parquet(where / "labels.parquet").select(f"state_{d}" for d in labels.DIMENSIONS)
@@ -123,7 +124,7 @@ def test_floors_need_no_features(data, tmp_path):
     options = {"gap": 1, "target": "reached", "readouts": (), "seed": 0, "resamples": 200, "data_digest": "d"}
     for name in ("mean", "state"):
         (tmp_path / name).mkdir()
-        score(tmp_path / name, Who(name, "", "none"), where, frames, None, **options)
+        score(tmp_path / name, Who(name, "", "none"), Task(**options), where, frames, None)
     mean = pl.read_parquet(tmp_path / "mean/scores.parquet")
     assert -0.2 < one(mean, "x")["value"] <= 0
     assert one(mean, "gripper", "auc")["value"] == pytest.approx(0.5)

@@ -126,7 +126,7 @@ def test_the_learning_rate_warms_up_and_ends_at_zero():
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == rates[9] == pytest.approx(1)
     assert rates[100] == pytest.approx(0)
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert rates[10:] == sorted(rates[10:], reverse=True)
 
 
 RANK = """
@@ -232,7 +232,7 @@ def test_a_flipped_bit_in_the_newest_snapshot_falls_back_to_the_one_before(name,
 def test_when_every_snapshot_is_damaged_the_run_refuses_rather_than_starts_over(tmp_path):
     checkpoint.save_snapshot(tmp_path, *fresh(), Snapshot(1, [], []))
     next(tmp_path.rglob("model.safetensors")).write_bytes(b"")
-    with pytest.raises(IntegrityError, match="no snapshot in .* verifies"):
+    with pytest.raises(IntegrityError, match=r"no snapshot in .* verifies"):
         checkpoint.load_snapshot(tmp_path, *fresh())
 
 

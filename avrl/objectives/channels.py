@@ -28,7 +28,7 @@ def unit(frames_BTHWC: Tensor, image_size: int) -> Tensor:
     if frames_BTHWC.shape[2] == image_size:
         return frames_BTCHW
     flat = F.interpolate(frames_BTCHW.flatten(0, 1), size=(image_size, image_size), mode="area")
-    return flat.unflatten(0, frames_BTCHW.shape[:2])
+    return flat.view(*frames_BTCHW.shape[:3], image_size, image_size)
 
 
 def luma(rgb_BCHW: Tensor) -> Tensor:

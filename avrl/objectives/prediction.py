@@ -16,7 +16,7 @@ from avrl.objectives import vit
 from avrl.objectives.channels import unit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from avrl.encoders import Encoder
 
@@ -111,7 +111,8 @@ class PairEncoder:
         readouts: dict[str, int],
         image_size: int,
     ) -> None:
-        self._read, self.readouts, self.image_size = read, readouts, image_size
+        self._read, self.image_size = read, image_size
+        self.readouts: Mapping[str, int] = readouts
 
     @torch.inference_mode()
     def encode(self, frames_BTHWC: Tensor) -> dict[str, Tensor]:
@@ -125,7 +126,7 @@ class PairEncoder:
         img_t, img_tk = self._unit(frames_BTHWC)
         patches = self._read(img_t, img_tk)[1].float()
         side = round(patches.shape[1] ** 0.5)
-        return patches.unflatten(1, (side, side))
+        return patches.view(len(patches), side, side, -1)
 
     def _unit(self, frames_BTHWC: Tensor) -> tuple[Tensor, Tensor]:
         if frames_BTHWC.ndim != 5 or frames_BTHWC.shape[1] != 2:

@@ -54,7 +54,7 @@ def _encoder(network: nn.Module) -> PairEncoder:
         }
         return vectors, patches
 
-    side = round(len(cast("Tensor", model.tokens.position)) ** 0.5)
+    side = round(len(model.tokens.position) ** 0.5)
     readouts = {"cls": dim, "change": dim, "patch-mean": dim, "grid": 9 * dim}
     return PairEncoder(read, readouts, side * vit.PATCH_SIZE)
 

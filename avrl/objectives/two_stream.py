@@ -68,7 +68,7 @@ def _encoder(network: nn.Module) -> PairEncoder:
         return vectors, patches
 
     readouts = {"cls": 2 * dim, "m": dim, "p": dim, "change": dim, "patch-mean": 2 * dim, "grid": 18 * dim}
-    side = round(len(cast("Tensor", model.m_tokens.position)) ** 0.5)
+    side = round(len(model.m_tokens.position) ** 0.5)
     return PairEncoder(read, readouts, side * vit.PATCH_SIZE)
 
 

@@ -59,6 +59,7 @@ class Tokens(nn.Module):
         super().__init__()
         self.project = nn.Conv2d(channels, embed_dim, PATCH_SIZE, PATCH_SIZE)
         self.cls = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        self.position: Tensor
         self.register_buffer("position", positions(embed_dim, image_size // PATCH_SIZE), persistent=False)
 
     def forward(self, picture_BCHW: Tensor) -> Tensor:
@@ -68,7 +69,8 @@ class Tokens(nn.Module):
 
     def patches(self, picture_BCHW: Tensor) -> Tensor:
         """Patches with positions, without CLS: (B, N, D)."""
-        return self.project(picture_BCHW).flatten(2).mT + self.position
+        patches: Tensor = self.project(picture_BCHW).flatten(2).mT
+        return patches + self.position
 
 
 def patchify(pictures_BCHW: Tensor) -> Tensor:
@@ -106,5 +108,5 @@ def initialise(module: nn.Module) -> None:
 def grid(patches_BND: Tensor, cells: int = 3) -> Tensor:
     """Patches pooled to cells x cells and laid end to end: (B, cells^2 * D)."""
     side = round(patches_BND.shape[1] ** 0.5)
-    map_BDhw = patches_BND.mT.unflatten(2, (side, side))
+    map_BDhw = patches_BND.mT.reshape(len(patches_BND), -1, side, side)
     return nn.functional.adaptive_avg_pool2d(map_BDhw, cells).flatten(1)

@@ -63,7 +63,7 @@ class Path:
 
     def weight(self, alpha: float) -> Tensor:
         """Weights (D, K) on standardised columns."""
-        inner = self._vectors @ (self._rotated / (self._values + alpha).unsqueeze(1))
+        inner: Tensor = self._vectors @ (self._rotated / (self._values + alpha).unsqueeze(1))
         return self._x_ND.T @ inner if self._dual else inner
 
     def predict(self, z_ND: Tensor, weight_DK: Tensor) -> Tensor:

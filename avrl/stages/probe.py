@@ -86,18 +86,13 @@ def _build_labels(config: LabelsConfig, inputs: Inputs, out: Path) -> Built:
 
 def _build_scores(config: ScoresConfig, inputs: Inputs, out: Path) -> Built:
     from avrl.artifact import verify
-    from avrl.probing import Who, score
+    from avrl.probing import Task, Who, score
 
     for role in ("labels", "features"):
         if role in inputs:
             verify(inputs[role])
     features = inputs.get("features")
-    facts = score(
-        out,
-        Who(config.encoder, config.checkpoint, config.init),
-        inputs["labels"].root,
-        inputs["frames"].root,
-        features.root if features else None,
+    task = Task(
         gap=config.gap,
         target=config.target,
         readouts=config.readout,
@@ -105,7 +100,9 @@ def _build_scores(config: ScoresConfig, inputs: Inputs, out: Path) -> Built:
         resamples=config.resamples,
         data_digest=inputs["labels"].digest,
     )
-    return Built(facts)
+    who = Who(config.encoder, config.checkpoint, config.init)
+    roots = inputs["labels"].root, inputs["frames"].root, features.root if features else None
+    return Built(score(out, who, task, *roots))
 
 
 def _name(config: FeaturesConfig | ScoresConfig) -> str:

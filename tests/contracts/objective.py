@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from contracts.encoder import EncoderContract
 
 from avrl import checkpoint
 from avrl.objectives import modules
+from contracts.encoder import EncoderContract
 
 SIZE = 32
 
