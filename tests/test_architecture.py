@@ -37,7 +37,7 @@ LAYERS = {
     """,
     "nouns": """
         avrl.episodes avrl.frames avrl.labels avrl.pairs avrl.store avrl.codec avrl.video
-        avrl.http avrl.server avrl.zips avrl.tfrecord avrl.intervals avrl.torchvision_ops
+        avrl.http avrl.server avrl.zips avrl.tfrecord avrl.intervals avrl.outcome avrl.torchvision_ops
         avrl.sources avrl.sources.bridge avrl.sources.egodex
         avrl.encoders avrl.encoders.efficientnet_lite0 avrl.encoders.pixels avrl.encoders.r3m
         avrl.encoders.timm_image avrl.encoders.weights
@@ -55,7 +55,7 @@ SCRIPTS = {"avrl.sample.containers", "avrl.sample.render"}
 
 # What pretraining is made of, and what knows actions. The scientific claim hangs on these two lines.
 ACTION_FREE = ("pairs", "augment", "objectives", "encoders", "checkpoint", "training", "curve", "ranks")
-KNOWS_ACTIONS = ("labels", "probes", "probing", "sources")
+KNOWS_ACTIONS = ("labels", "outcome", "probes", "probing", "sources")
 
 HEAVY = {"torch", "torchvision", "timm", "zarr", "boto3", "polars", "numpy"}
 MAX_LINES, MAX_FUNCTION_LINES = 300, 60

@@ -130,13 +130,16 @@ def _build(config: FetchConfig, _: Inputs, folder: Path) -> Built:
 def _link(config: FetchConfig, place: Path, folder: Path) -> Iterator[tuple[str, Path]]:
     """Put links to a local copy's files where the published ones would lie."""
     module = source(config.source)
+    files: dict[str, tuple[str, Path]] = {}
     for part in config.part:
         for name, path in module.local_files(place, (part,)).items():
-            link = folder / name
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.unlink(missing_ok=True)
-            link.symlink_to(path.absolute())
-            yield part, link
+            files.setdefault(name, (part, path))  # two splits may share the files that describe them
+    for name, (part, path) in files.items():
+        link = folder / name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(path.absolute())
+        yield part, link
 
 
 def _download(config: FetchConfig, folder: Path) -> Iterator[tuple[str, Path]]:
