@@ -155,7 +155,8 @@ def _labelled(scores: pl.DataFrame) -> pl.DataFrame:
     floor = pl.col("init") == "none"
     several = pl.col("checkpoint").n_unique().over("encoder", "init", "readout", "pairing") > 1
     again = pl.col("scores").n_unique().over(ID) > 1
-    pairing = pl.when(pl.col("pairing").is_in(["concat", "diff"])).then(", " + pl.col("pairing")).otherwise(pl.lit(""))
+    said = pl.col("pairing").is_in(["concat", "diff", "antisymmetric"])
+    pairing = pl.when(said).then(", " + pl.col("pairing")).otherwise(pl.lit(""))
     name = pl.concat_str(
         pl.col("encoder"),
         pl.when(several & (pl.col("checkpoint") != ""))

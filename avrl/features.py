@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from avrl.encoders import Encoder
 
 BLOCK = 1024  # rows a chunk
+SWAPPED = "-swapped"  # of an encoder of pairs, the vector of (t+gap, t) beside that of (t, t+gap)
 
 
 def rows_of(episodes: pl.DataFrame, gap: int) -> tuple[pl.DataFrame, np.ndarray]:
@@ -82,7 +83,8 @@ def extract(encoder: Encoder, frames: Path, out: Path, *, gap: int, batch_size: 
             dtype="float32",
             compressors=[ZstdCodec(level=1, checksum=True)],
         )
-        for name, dims in encoder.readouts.items()
+        for readout, dims in encoder.readouts.items()
+        for name in (readout, readout + SWAPPED)[: 1 + bool(gap)]
     }
     starts = range(0, len(row_N), BLOCK)
     for start in bar("features", len(starts), "block", iterable=starts):
@@ -105,13 +107,17 @@ def _encode(
     """Vectors (N, D) of each readout for frames in these rows of the store, or pairs that begin there."""
     import torch
 
-    found: dict[str, list[np.ndarray]] = {name: [] for name in encoder.readouts}
+    found: dict[str, list[np.ndarray]] = {}
     for at in range(0, len(row_N), batch_size):
         row = row_N[at : at + batch_size]
         seen = np.stack([row, row + gap], 1) if gap else row[:, None]
         pixels = torch.from_numpy(store.read(seen.ravel())).to(device)
-        for name, z_BD in encoder.encode(pixels.view(*seen.shape, *pixels.shape[1:])).items():
-            found[name].append(z_BD.cpu().numpy())
+        pixels = pixels.view(*seen.shape, *pixels.shape[1:])
+        for name, z_BD in encoder.encode(pixels).items():
+            found.setdefault(name, []).append(z_BD.cpu().numpy())
+        if gap:
+            for name, z_BD in encoder.encode(pixels.flip(1)).items():
+                found.setdefault(name + SWAPPED, []).append(z_BD.cpu().numpy())
     return {name: np.concatenate(parts) for name, parts in found.items()}
 
 

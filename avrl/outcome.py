@@ -158,7 +158,9 @@ def auc(score_N: np.ndarray, label_N: np.ndarray, weights_RN: np.ndarray) -> np.
 def rank(z_ND: np.ndarray, test: Test) -> dict[str, Any]:
     """Effective rank of the features: a collapsed code says so here (RankMe, Garrido et al. 2023)."""
     z_ND = z_ND[:RANK_ROWS]
-    values = np.linalg.svd(z_ND.astype(np.float64) - z_ND.mean(0), compute_uv=False)
+    centred = z_ND.astype(np.float64) - z_ND.mean(0)
+    gram = centred @ centred.T if len(centred) < centred.shape[1] else centred.T @ centred  # the smaller of the two
+    values = np.sqrt(np.linalg.eigvalsh(gram).clip(0))
     share = values / max(values.sum(), 1e-300)
     found = float(np.exp(-(share * np.log(share + 1e-12)).sum())) if values.sum() > 0 else 1.0
     row = {"group": "features", "dimension": "all", "metric": "effective-rank", "alpha": None, "split": "val"}

@@ -40,7 +40,8 @@ GLOSSARY = {
     "position": "Unweighted mean over x, y, z; rotation likewise over roll, pitch, yaw.",
     "gap": "Frames between the two pictures of a pair; seconds = gap / frame rate.",
     "readout": "Which vector of the encoder is used: cls, patch-mean, grid (3x3 pooled), m or p (a stream).",
-    "pairing": "pair: the encoder sees both frames; concat, diff: one at a time, then joined or subtracted.",
+    "pairing": "pair: the encoder f sees both frames; antisymmetric: f(t, t+gap) - f(t+gap, t), which leaves out "
+    "what did not move; concat, diff: one frame at a time, then joined or subtracted.",
     "untrained twin": "The same network with random weights: what the architecture gives without learning.",
     "outside": "An encoder with published weights, not trained here.",
     "floor": "A predictor without an encoder: mean, robot state, pixel difference at 8x8 or 16x16.",

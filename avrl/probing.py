@@ -157,10 +157,14 @@ def _inputs(
         table, z_ND = features.read(features_root, readout)
         place = {key: n for n, key in enumerate(table.select("episode_index", "frame_index").iter_rows())}
         first = np.array([place[key] for key in rows.iter_rows()])
+        # Concatenation keeps where things are (state, gripper), the difference keeps what moved: two rows, not one.
+        # For an encoder of pairs the same two are f(t, t+gap) and its antisymmetric part f(t, t+gap) - f(t+gap, t).
         if facts["paired"]:
             yield readout, "pair", z_ND[first]
+            swapped = features.read(features_root, readout + features.SWAPPED)[1]
+            if not np.allclose(swapped, -z_ND, atol=1e-6):  # a pixel difference is antisymmetric as it stands
+                yield readout, "antisymmetric", z_ND[first] - swapped[first]
             continue
-        # Concatenation keeps where things are (state, gripper), the difference keeps what moved: two rows, not one.
         yield readout, "concat", np.concatenate([z_ND[first], z_ND[first + task.gap]], 1)
         yield readout, "diff", z_ND[first + task.gap] - z_ND[first]
 

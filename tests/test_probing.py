@@ -31,7 +31,8 @@ def run(data, out, vectors, *, paired=True, gap=1, **changed):
     made = features_of(out / "features", table, {"cls": vectors(table)}, paired=paired)
     options = {"gap": gap, "target": "reached", "readouts": (), "seed": 0, "resamples": 200, "data_digest": "d"}
     score(out, Who("planted", "", "trained"), Task(**{**options, **changed}), where, frames, made)
-    return pl.read_parquet(out / "scores.parquet")
+    scores = pl.read_parquet(out / "scores.parquet")
+    return scores.filter(pl.col("pairing") != "antisymmetric") if paired else scores
 
 
 def planted(data):
@@ -98,7 +99,7 @@ def test_numbers_equal_scikit_learns(data, tmp_path):
     frames, _, rows, y, _ = data
     scores = run(data, tmp_path, planted(data))
     parts = probing.split(rows, pl.read_parquet(frames / "episodes.parquet"), 0)
-    sums = pl.read_parquet(tmp_path / "episodes.parquet").filter(dimension="x")
+    sums = pl.read_parquet(tmp_path / "episodes.parquet").filter(dimension="x", pairing="pair")
     assert sums["n"].sum() == parts.test_N.sum()
     truth = y[parts.test_N, 0]
     implied = truth + np.sqrt(sums["sse"].sum() / len(truth))  # any prediction with this squared error
@@ -117,6 +118,22 @@ def test_image_encoders_give_concatenation_and_difference_from_frames_encoded_on
         found = scores.filter(pairing=pairing)
         assert one(found, "x")["value"] > 0.99
         assert found["dims"][0] == dims
+
+
+def test_pair_encoders_give_their_features_and_the_antisymmetric_part(data, tmp_path):
+    """Half of the made features are the same for (t, t+gap) and (t+gap, t): the antisymmetric row must not see them."""
+    _, _, rows, y, _ = data
+    known = dict(zip(rows.iter_rows(), y, strict=True))
+
+    def vectors(table):
+        noise = np.random.default_rng(0).normal(size=(len(table), 7))
+        keys = table.select("episode_index", "frame_index").iter_rows()
+        return np.concatenate([noise, np.stack([known.get(key, np.zeros(7)) for key in keys])], 1)
+
+    run(data, tmp_path, vectors)
+    scores = pl.read_parquet(tmp_path / "scores.parquet")
+    assert one(scores.filter(pairing="pair"), "x")["value"] > 0.99
+    assert one(scores.filter(pairing="antisymmetric"), "x")["value"] < 0.1
 
 
 def test_floors_need_no_features(data, tmp_path):
@@ -178,7 +195,7 @@ def test_the_fingerprint_moves_with_everything_that_makes_rows_incomparable(data
 
 def test_per_episode_sums_give_the_scores_back(data, tmp_path):
     scores = run(data, tmp_path, planted(data))
-    rows = pl.read_parquet(tmp_path / "episodes.parquet").filter(dimension="z").sort("episode_index")
+    rows = pl.read_parquet(tmp_path / "episodes.parquet").filter(dimension="z", pairing="pair").sort("episode_index")
     sums = intervals.Sums(rows["n"].to_numpy(), *(rows[c].to_numpy()[:, None] for c in ("sse", "sum_y", "sum_yy")))
     assert intervals.r2(*sums)[0] == pytest.approx(one(scores, "z")["value"])
 
