@@ -24,10 +24,10 @@ def sentences(protocol: Protocol, differences: Table) -> list[str]:
 
 
 def headline(protocol: Protocol) -> pl.DataFrame:
-    """One row of scores an encoder: cls where it has one, and of its pairings the one for what moved."""
+    """One row of scores an encoder: cls where it has one; as it is for encoders of pairs, the difference for others."""
     preferred = pl.col("readout").replace_strict(ranks(READOUTS), default=99, return_dtype=pl.Int64)
     rows = protocol.scores.select("name", "init", "label", "readout", "pairing").unique(maintain_order=True)
-    first = rows.with_columns(_readout=preferred, _pairing=~pl.col("pairing").is_in(["diff", "antisymmetric"]))
+    first = rows.with_columns(_readout=preferred, _pairing=~pl.col("pairing").is_in(["diff", "pair"]))
     return (
         first.sort("_readout", "_pairing", "readout", "pairing", maintain_order=True)
         .unique(["name", "init"], keep="first", maintain_order=True)
