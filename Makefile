@@ -31,7 +31,7 @@ demo: $(VENV)/demo.stamp  ## the five verbs on the bundled sample, on a CPU, in 
 	$(AVRL) prep sample
 	$(AVRL) pretrain two-stream $(TRAIN) --epochs 6
 	$(AVRL) pretrain single-stream $(TRAIN) --epochs 5
-	$(AVRL) pretrain videomae $(TRAIN) --epochs 8
+	$(AVRL) pretrain videomae $(TRAIN) --epochs 4
 	$(AVRL) probe bridge --encoder two-stream --encoder single-stream --encoder videomae --encoder efficientnet-lite0
 	$(AVRL) report
 
