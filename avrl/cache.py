@@ -88,19 +88,24 @@ class Cache:
             f"name one with: {option} {fits[0].ref}" if option else "name one of them",
         )
 
+    def _disk(self) -> Path:
+        """The root, or the nearest folder above it that is there."""
+        return next(folder for folder in (self.root, *self.root.absolute().parents) if folder.exists())
+
+    def free(self) -> int:
+        """Bytes free on the cache's disk."""
+        return shutil.disk_usage(self._disk()).free
+
     def require_space(self, needed: int, what: str) -> None:
         """Refuse early what cannot fit on the cache's disk.
 
         Raises:
             DiskFullError: fewer bytes are free than needed, plus 1% for the file system's own use.
         """
-        folder = self.root
-        while not folder.exists():
-            folder = folder.parent
-        free = shutil.disk_usage(folder).free
+        free = self.free()
         if needed * 1.01 > free:
             raise DiskFullError(
-                f"{what} needs {size(needed)}, {folder} has {size(free)} free",
+                f"{what} needs {size(needed)}, {self._disk()} has {size(free)} free",
                 "name a larger disk with --cache DIR",
             )
 

@@ -121,11 +121,17 @@ def _encode(
     return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
-def read(root: Path, readout: str) -> tuple[pl.DataFrame, np.ndarray]:
-    """Rows and vectors (N, D) float32 of a readout of a ``features`` artifact."""
+def places(root: Path, rows: pl.DataFrame) -> np.ndarray:
+    """Where the vectors of these rows (``episode_index``, ``frame_index`` of t) lie in every readout: (N,)."""
     import polars as pl
+
+    table = pl.read_parquet(root / "pairs.parquet", columns=["episode_index", "frame_index"])
+    place = {key: n for n, key in enumerate(table.iter_rows())}
+    return np.array([place[key] for key in rows.iter_rows()])
+
+
+def read(root: Path, readout: str) -> np.ndarray:
+    """Vectors (N, D) float32 of a readout of a ``features`` artifact."""
     import zarr
 
-    return pl.read_parquet(root / "pairs.parquet"), np.asarray(
-        zarr.open_array(str(root / "features.zarr" / readout), mode="r")[:]
-    )
+    return np.asarray(zarr.open_array(str(root / "features.zarr" / readout), mode="r")[:])

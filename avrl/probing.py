@@ -147,6 +147,7 @@ def _inputs(
         yield encoder, "none", state_NK if encoder == "state" else np.zeros((len(state_NK), 1))
         return
     facts = json.loads((features_root / "manifest.json").read_bytes())["facts"]
+    first = features.places(features_root, rows)
     for readout in task.readouts or facts["readouts"]:
         if readout not in facts["readouts"]:
             log.warning("%s has no readout %s; it has %s", encoder, readout, ", ".join(facts["readouts"]))
@@ -154,14 +155,12 @@ def _inputs(
         if 2 * facts["readouts"][readout] > LARGEST and len(rows) > LARGEST:
             log.warning("readout %s of %s is too wide for a closed form and is left out", readout, encoder)
             continue
-        table, z_ND = features.read(features_root, readout)
-        place = {key: n for n, key in enumerate(table.select("episode_index", "frame_index").iter_rows())}
-        first = np.array([place[key] for key in rows.iter_rows()])
+        z_ND = features.read(features_root, readout)
         # Concatenation keeps where things are (state, gripper), the difference keeps what moved: two rows, not one.
         # For an encoder of pairs the same two are f(t, t+gap) and its antisymmetric part f(t, t+gap) - f(t+gap, t).
         if facts["paired"]:
             yield readout, "pair", z_ND[first]
-            swapped = features.read(features_root, readout + features.SWAPPED)[1]
+            swapped = features.read(features_root, readout + features.SWAPPED)
             if not np.allclose(swapped, -z_ND, atol=1e-6):  # a pixel difference is antisymmetric as it stands
                 yield readout, "antisymmetric", z_ND[first] - swapped[first]
             continue

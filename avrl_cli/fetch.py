@@ -55,4 +55,4 @@ def command(
         session.say(line)
     for one in requests:
         plan = expect(one, session.store) if session.dry_run else ""
-        session.run(STAGE, one, {}, f"{plan}; {size(session.free())} free" if plan else "")
+        session.run(STAGE, one, {}, f"{plan}; {size(session.store.free())} free" if plan else "")

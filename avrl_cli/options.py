@@ -58,7 +58,8 @@ def verb(config: type[Any]) -> Callable[[Callable[..., None]], Callable[..., Non
         @functools.wraps(function)
         def command(ctx: typer.Context, **given: Any) -> None:
             common = {name: given.pop(name) for name in COMMON}
-            session = Session(verb=str(ctx.info_name), **{k: v for k, v in common.items() if k != "verbose"})
+            told = {name: common[name] for name in ("cache", "dry_run", "json", "quiet")}  # the rest is read from argv
+            session = Session(verb=str(ctx.info_name), **told)
             like = given.pop("like")
             values = _saved(like) if like else {}
             for field in fields:

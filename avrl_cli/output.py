@@ -5,7 +5,6 @@ from __future__ import annotations
 import json as jsonlib
 import logging
 import os
-import shutil
 import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -46,7 +45,6 @@ class Session:
     dry_run: bool = False
     json: bool = False
     quiet: bool = False
-    debug: bool = False
     artifacts: list[dict[str, Any]] = field(default_factory=list)
     document: dict[str, Any] = field(default_factory=dict)
 
@@ -92,13 +90,6 @@ class Session:
         done = "nothing to do" if hit else f"{size(artifact.bytes)} in {artifact.manifest.seconds:.1f} s"
         self.say(f"{stage.name}/{artifact.ref}: {done}")
         return artifact
-
-    def free(self) -> int:
-        """Bytes free on the cache's disk."""
-        folder = self.cache
-        while not folder.exists():
-            folder = folder.absolute().parent
-        return shutil.disk_usage(folder).free
 
     def missing(self, stage: str, why: str) -> None:
         """Dry run only: a stage that cannot be keyed yet because its input is still to be made."""

@@ -36,5 +36,5 @@ def command(
             make=f"avrl fetch {source}",
             option="--raw",
         )
-        expect = f"reads {size(found.bytes)}; free on the cache's disk: {size(session.free())}"
+        expect = f"reads {size(found.bytes)}; free on the cache's disk: {size(session.store.free())}"
         session.run(STAGE, config, {"raw": found}, expect)
