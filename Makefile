@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 DEMO   := cache/demo
 AVRL   := AVRL_CACHE=$(DEMO) $(BIN)/avrl
 # What a CPU can learn from the sample in some two minutes a model (facts and figures: tests/benchmarks/RESULTS.md).
-TRAIN  := --size tiny --image-size 112 --pairs-per-episode 20 --batch-size 8 --lr 1e-3 --warmup-epochs 0.5 \
+TRAIN  := --size tiny --image-size 112 --pairs-per-episode 20 --batch-size 8 --lr 3e-4 --warmup-epochs 0.5 \
           --sample-decay 1 --loss-decay 1
 
 .DEFAULT_GOAL := help
@@ -29,9 +29,9 @@ setup: $(VENV)/dev.stamp  ## virtual environment with everything that developmen
 demo: $(VENV)/demo.stamp  ## the five verbs on the bundled sample, on a CPU, in minutes; again: all hits
 	$(AVRL) fetch sample
 	$(AVRL) prep sample
-	$(AVRL) pretrain two-stream $(TRAIN) --epochs 6
+	$(AVRL) pretrain two-stream $(TRAIN) --epochs 5
 	$(AVRL) pretrain single-stream $(TRAIN) --epochs 5
-	$(AVRL) pretrain videomae $(TRAIN) --epochs 4
+	$(AVRL) pretrain videomae $(TRAIN) --epochs 6
 	$(AVRL) probe bridge --encoder two-stream --encoder single-stream --encoder videomae --encoder efficientnet-lite0
 	$(AVRL) report
 

@@ -98,7 +98,7 @@ def _build(config: PretrainConfig, inputs: Inputs, out: Path) -> Built:
     return Built(train(out, frames, recipe(config)))
 
 
-STAGE = Stage(name="checkpoints", version=1, config=PretrainConfig, slug=_slug, build=_build)
+STAGE = Stage(name="checkpoints", version=2, config=PretrainConfig, slug=_slug, build=_build)
 
 
 def follow(config: PretrainConfig, inputs: Inputs, cache: Cache) -> bool:

@@ -50,6 +50,18 @@ def test_predicting_each_patchs_mean_has_skill_zero():
     torch.testing.assert_close(parts["error"], parts["reference"])
 
 
+def test_the_target_is_normalised_over_both_frames_and_each_colour_by_itself():
+    objective = checkpoint.build(network("videomae", mask_ratio=0.5))
+    frames, _, seed = batch()
+    tinted = (frames.float() * torch.tensor([0.9, 0.5, 0.2])).to(torch.uint8)  # a filter before the lens
+    _, truth = objective.predict(frames, seed)
+    cubes = truth.unflatten(-1, (2, 3, -1))
+    torch.testing.assert_close(cubes.mean((2, 4)), torch.zeros((*cubes.shape[:2], 3)), atol=1e-4, rtol=0)
+    torch.testing.assert_close(cubes.var((2, 4)), torch.ones((*cubes.shape[:2], 3)), atol=1e-2, rtol=0)
+    assert cubes.mean(4).std(2).max() > 0.01  # a change of light between the frames stays in the target
+    assert (objective.predict(tinted, seed)[1] - truth).abs().mean() < 0.1
+
+
 def test_no_weight_of_the_encoder_is_left_out_of_the_checkpoint():
     names = modules(checkpoint.build(network("videomae"))).state_dict()
     assert "tokens.project.weight" in names
