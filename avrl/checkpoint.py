@@ -53,7 +53,8 @@ def load(root: Path, *, init: str = "trained") -> Objective:
         if init == "trained":
             modules(objective).load_state_dict(load_file(root / "model.safetensors"))
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise IntegrityError(f"{root} is no checkpoint that this avrl can load: {error}") from error
+        reason = " ".join(str(error).split("\n\t")[:2])  # torch lists every tensor that does not fit
+        raise IntegrityError(f"{root} is no checkpoint that this avrl can load: {reason[:300]}") from error
     modules(objective).eval().requires_grad_(False)
     return objective
 

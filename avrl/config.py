@@ -8,6 +8,7 @@ manifest but are not part of the key. T is int, float, str, bool, Literal, ``X |
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from dataclasses import dataclass
@@ -108,7 +109,9 @@ def parse(kind: Any, value: Any, name: str) -> Any:
     if origin is tuple and isinstance(value, list | tuple):
         return tuple(parse(args[0], item, name) for item in value)
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(kind, type) and type(value) is kind:
+        if math.isfinite(value):
+            return float(value)
+    elif isinstance(kind, type) and type(value) is kind:
         return value
-    raise ConfigError(f"{name}={value!r} is not a {getattr(kind, '__name__', kind)}")
+    wanted = "finite number" if kind is float else getattr(kind, "__name__", kind)
+    raise ConfigError(f"{name}={value!r} is not a {wanted}")

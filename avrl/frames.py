@@ -223,8 +223,9 @@ def _decoded(job: Job, episodes: list[Episode], begun: int, workers: int) -> Ite
 
 
 def _attend() -> None:
-    """Begin a worker: Ctrl-C is for the parent to answer, and without a parent a worker would wait for ever."""
+    """Begin a worker: signals to the group are for the parent to answer; without it a worker would wait for ever."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
 
 

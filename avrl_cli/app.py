@@ -50,7 +50,7 @@ def main() -> None:
     argv = sys.argv[1:]
     set_up_talk(argv)
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="avrl", standalone_mode=False)
     except SystemExit as error:
         if isinstance(error.code, int) and error.code > SIGNALLED:
             sys.exit(end(error, argv))

@@ -61,7 +61,7 @@ def verb(config: type[Any]) -> Callable[[Callable[..., None]], Callable[..., Non
             told = {name: common[name] for name in ("cache", "dry_run", "json", "quiet")}  # the rest is read from argv
             session = Session(verb=str(ctx.info_name), **told)
             like = given.pop("like")
-            values = _saved(like) if like else {}
+            values = _saved(like, config) if like else {}
             for field in fields:
                 value = given.pop(field.name)
                 if not like or ctx.get_parameter_source(field.name).name == "COMMANDLINE":  # type: ignore[union-attr]
@@ -84,11 +84,20 @@ def verb(config: type[Any]) -> Callable[[Callable[..., None]], Callable[..., Non
     return decorate
 
 
-def _saved(like: Path) -> dict[str, Any]:
-    """The identity fields in an artifact's manifest."""
+def _saved(like: Path, config: type[Any]) -> dict[str, Any]:
+    """The identity fields in the manifest of an artifact that this verb made; a scores artifact has one of the gaps."""
     if not (like / MANIFEST).is_file():  # before `load`, which would have the user remove that folder
         raise NotFoundError(f"--like {like}: no artifact is there", "name a folder that holds a manifest.json")
-    return dict(load(like).manifest.config)
+    saved = load(like).manifest.config
+    wanted = [field for field in fields_of(config) if not field.opt.runtime]
+    foreign = [field.name for field in wanted if field.name not in saved]
+    if foreign:
+        raise ConfigError(f"--like {like}: no artifact of this verb (it has no {foreign[0]!r})", "see avrl --help")
+    values = dict(saved)
+    for field in wanted:
+        if typing.get_origin(field.type) is tuple and not isinstance(saved[field.name], list):
+            values[field.name] = [saved[field.name]]
+    return {field.name: values[field.name] for field in wanted}
 
 
 def _option(field: Field) -> inspect.Parameter:

@@ -200,6 +200,7 @@ def test_completion_knows_verbs_options_and_choices(tmp_path, words, found):
         ("prep --image-siz 3", "No such option: --image-siz .*--image-size.*; see: avrl prep --help"),
         ("prep --image-size big", "Invalid value for '--image-size': .*; see: avrl prep --help"),
         ("prep --image-size", "Option '--image-size' requires an argument; see: avrl --help"),
+        ("pretrain videomae --lr nan", "lr=nan is not a finite number"),
         ("prep --image-size 17", "--image-size 17 is not a multiple of 16 px; try 224"),
         ("prep --on-error maybe", "Invalid value for '--on-error': .*'fail', 'drop'; see: avrl prep --help"),
         ("prep nope", "no source named 'nope'; known: egodex, bridge, sample"),
@@ -490,7 +491,7 @@ def test_like_refuses_what_is_no_manifest_of_this_verb(inside, lab, tmp_path):
     place, fetched, _ = lab
     said = inside("prep", "--like", place / fetched.stdout.strip())
     assert (said.code, said.out) == (2, "")
-    assert "unknown field" in one_line(said.err)
+    assert "no artifact of this verb" in one_line(said.err)
     (tmp_path / "mine").mkdir()
     for name in ("mine", "nowhere"):
         said = inside("prep", "--like", name)

@@ -88,6 +88,13 @@ def test_the_page_is_there_and_names_the_encoders(cache):
         assert word in page
 
 
+def test_a_probe_like_an_earlier_one_is_a_hit(cache):
+    scores = next(cache.glob("scores/two-stream-gap1-*"))
+    done = avrl(cache, "probe", "bridge", "--encoder", "two-stream", "--like", scores, "--dry-run", "--json")
+    assert done.returncode == 0, done.stderr
+    assert all(one["hit"] for one in json.loads(done.stdout)["artifacts"])
+
+
 def test_a_damaged_checkpoint_is_refused_by_name(cache):
     weights = next(cache.glob("checkpoints/two-stream*/model.safetensors"))
     data = bytearray(weights.read_bytes())
