@@ -111,7 +111,7 @@ def _finish(chart: Any, columns: int = 2) -> Spec:
     text: Any = {"labelColor": INK, "titleColor": INK, "labelFontSize": 11, "titleFontSize": 11}
     text |= {"titleFontWeight": "normal", "labelFont": FONT, "titleFont": FONT}
     # A browser without that font draws a wider one: room on the left, so that no label is cut.
-    padding = {"left": 34, "right": 12, "top": 5, "bottom": 5}
+    padding = {"left": 64, "right": 12, "top": 5, "bottom": 5}
     styled = chart.configure(background="transparent", font=FONT, padding=padding)
     styled = styled.configure_axis(**text, gridColor=GRID, domainColor=INK, tickColor=INK)
     styled = styled.configure_legend(
