@@ -93,11 +93,11 @@ def _saved(like: Path, config: type[Any]) -> dict[str, Any]:
     foreign = [field.name for field in wanted if field.name not in saved]
     if foreign:
         raise ConfigError(f"--like {like}: no artifact of this verb (it has no {foreign[0]!r})", "see avrl --help")
-    values = dict(saved)
+    values = {field.name: saved[field.name] for field in wanted}
     for field in wanted:
-        if typing.get_origin(field.type) is tuple and not isinstance(saved[field.name], list):
-            values[field.name] = [saved[field.name]]
-    return {field.name: values[field.name] for field in wanted}
+        if typing.get_origin(field.type) is tuple and not isinstance(values[field.name], list):
+            values[field.name] = [values[field.name]]
+    return values
 
 
 def _option(field: Field) -> inspect.Parameter:
