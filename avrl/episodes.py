@@ -9,10 +9,54 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from avrl.errors import IntegrityError
+
 if TYPE_CHECKING:
     from pathlib import Path
 
     import polars as pl
+
+
+SHORT = 10  # frames: `avrl pretrain`'s longest gap by default does not fit an episode of so many
+RATE_TOLERANCE = 0.01  # 29.97 is as good as 30
+TOO_SHORT, UNSURE = "too short", "no confidences"  # what an `Episode.note` may say
+
+
+@dataclass(frozen=True)
+class View:
+    """How pictures of a source become frames of a store.
+
+    Attributes:
+        image_size: Side of the square frames, px.
+        crop: ``center`` takes the central square, ``none`` squeezes the whole picture into one.
+        fps: Frames per second to keep; 0 keeps all.
+    """
+
+    image_size: int
+    crop: str = "center"
+    fps: float = 0.0
+
+    def box(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """Left, top, right and bottom of what is kept of a picture, px."""
+        if self.crop == "none":
+            return 0, 0, width, height
+        side = min(width, height)
+        left, top = (width - side) // 2, (height - side) // 2
+        return left, top, left + side, top + side
+
+    def stride(self, fps: float, name: str) -> int:
+        """Every how many-th frame is kept of an episode of so many frames per second.
+
+        Raises:
+            IntegrityError: the rate asked for is no whole part of the episode's: gaps would differ in seconds.
+        """
+        stride = round(fps / self.fps) if self.fps else 1
+        if stride < 1 or (self.fps and abs(fps / stride / self.fps - 1) > RATE_TOLERANCE):
+            raise IntegrityError(
+                f"{name} has {fps:g} frames per second, of which {self.fps:g} is no whole part",
+                f"try --fps {fps / max(1, stride):g}",
+            )
+        return stride
 
 
 @dataclass(frozen=True)
@@ -25,11 +69,13 @@ class Episode:
         task: Name of the task; the unit of "unseen tasks".
         language: Instruction in words; may be empty.
         split: ``train``, ``val`` or ``test``, as the source publishes it.
-        length: Number of frames that the container promises.
-        fps: Frames per second.
+        length: Number of frames in the store: of what the container promises, every ``stride``-th.
+        fps: Frames per second in the store.
         file: File of the raw artifact that holds it, relative to the artifact's root.
         member: Name inside that file, if it is a zip.
         offset: Byte position inside that file, if it is a record file.
+        stride: Frames of the source from one frame of the store to the next.
+        note: What is worth knowing of it: ``too short``, ``no confidences``; empty if nothing is.
     """
 
     episode_index: int
@@ -42,14 +88,25 @@ class Episode:
     file: str
     member: str = ""
     offset: int = 0
+    stride: int = 1
+    note: str = ""
 
 
 @dataclass(frozen=True)
 class Dropped:
-    """An episode that cannot be used, by name and with the reason."""
+    """An episode that cannot be used, by name and with the reason.
+
+    Attributes:
+        episode_id: Its name.
+        reason: In words.
+        kind: ``unpaired`` (a file of it is missing), ``mismatch`` (its files differ in length) or ``damaged``.
+        episode_index: Its position among the source's episodes; -1 if it never was one.
+    """
 
     episode_id: str
     reason: str
+    kind: str = "damaged"
+    episode_index: int = -1
 
 
 SCHEMA = {
@@ -63,6 +120,8 @@ SCHEMA = {
     "file": "String",
     "member": "String",
     "offset": "Int64",
+    "stride": "Int64",
+    "note": "String",
 }
 
 
@@ -79,5 +138,6 @@ def write_dropped(dropped: list[Dropped], path: Path) -> None:
     """Write the list of dropped episodes, also when it is empty: an absent file would say nothing."""
     import polars as pl
 
-    rows = [asdict(one) for one in dropped]
-    pl.DataFrame(rows, schema={"episode_id": pl.String, "reason": pl.String}).write_parquet(path)
+    rows = [asdict(one) for one in sorted(dropped, key=lambda one: (one.episode_index, one.episode_id))]
+    schema = {"episode_id": pl.String, "reason": pl.String, "kind": pl.String, "episode_index": pl.Int64}
+    pl.DataFrame(rows, schema=schema).write_parquet(path)

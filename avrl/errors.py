@@ -81,6 +81,10 @@ class DecodeError(IntegrityError):
         return type(self), (self.path, self.frame, self.words)
 
 
+class MismatchError(IntegrityError):
+    """Two files of one episode differ in length."""
+
+
 class DivergedError(AvrlError):
     """The loss is no longer a finite number."""
 

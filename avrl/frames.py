@@ -23,13 +23,15 @@ from typing import TYPE_CHECKING, Any
 from avrl import store
 from avrl.artifact import SCRATCH
 from avrl.episodes import Dropped, Episode, table, write_dropped
-from avrl.errors import IntegrityError, TemporaryError
+from avrl.errors import IntegrityError, MismatchError, TemporaryError
 from avrl.progress import bar
 from avrl.sources import source
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from avrl.episodes import View
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +45,7 @@ class Job:
     source: str
     raw: Path
     scratch: Path
-    image_size: int
+    view: View
     quality: int
     drop: bool
 
@@ -139,16 +141,14 @@ def _record(scratch: Path, episode_index: int) -> Path:
     return scratch / f"{episode_index:07d}.json"
 
 
-def prepare(
-    name: str, raw: Path, out: Path, *, image_size: int, quality: int, drop: bool, workers: int
-) -> dict[str, Any]:
+def prepare(name: str, raw: Path, out: Path, *, view: View, quality: int, drop: bool, workers: int) -> dict[str, Any]:
     """Decode every episode of a raw artifact into ``out/frames.zarr``, ``episodes.parquet``, ``dropped.parquet``.
 
     Args:
         name: Source that knows the layout.
         raw: Root of the raw artifact.
         out: Directory to fill; what an interrupted call left there is kept.
-        image_size: Side of the square frames, px.
+        view: Size, crop and rate of the frames.
         quality: JPEG quality, 1..100.
         drop: List damaged episodes in ``dropped.parquet`` instead of failing on the first.
         workers: Decoder processes.
@@ -172,14 +172,14 @@ def prepare(
             "fetch it again, or list such episodes as dropped with --on-error drop",
         )
     packer = Packer(out)
-    job = Job(name, raw, scratch, image_size, quality, drop)
+    job = Job(name, raw, scratch, view, quality, drop)
     for record in _decoded(job, episodes, packer.next, workers):
         packer.add(record)
     packer.flush()
     if not packer.rows:
         raise IntegrityError(f"{raw} has no usable episode", "look at what was dropped, or fetch again")
     write_dropped(unusable + packer.dropped, out / "dropped.parquet")
-    store.create(out / "frames.zarr", packer.shards, image_size, quality)
+    store.create(out / "frames.zarr", packer.shards, view.image_size, quality)
     table(packer.rows).write_parquet(scratch / done.name)
     (scratch / done.name).rename(done)
     return _facts(name, out)
@@ -250,7 +250,7 @@ def encode_episode(job: Job, episode: Episode) -> dict[str, Any]:
         return done
     record: dict[str, Any] = {"episode_index": episode.episode_index}
     try:
-        episode, frames = source(job.source).frames(job.raw, episode, job.image_size, job.scratch)
+        episode, frames = source(job.source).frames(job.raw, episode, job.view, job.scratch)
         chunks = [store.seal(encode(frame, job.quality)) for frame in frames]
         _write(_blob(job.scratch, episode.episode_index), b"".join(chunks))
         record |= {"episode": asdict(episode), "lengths": [len(chunk) for chunk in chunks]}
@@ -258,7 +258,8 @@ def encode_episode(job: Job, episode: Episode) -> dict[str, Any]:
         if not job.drop:
             raise
         reason = error.cause.replace(f"{job.raw}/", "")
-        record |= {"dropped": {"episode_id": episode.episode_id, "reason": reason}}
+        kind = "mismatch" if isinstance(error, MismatchError) else "damaged"
+        record |= {"dropped": asdict(Dropped(episode.episode_id, reason, kind, episode.episode_index))}
     _write(path, json.dumps(record).encode())
     return record
 

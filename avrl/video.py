@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from avrl.episodes import View
+
 # swscale's names of the colour matrices, by the number in the H.273 standard that the container carries.
 MATRICES = {1: "bt709", 5: "bt601", 6: "bt601", 9: "bt2020"}
 HD_HEIGHT = 720  # untagged video of at least this height is BT.709 by convention, below it BT.601
@@ -65,8 +67,8 @@ def probe(path: Path, name: str) -> Clip:
         raise DecodeError(name, 0, getattr(error, "strerror", None) or str(error)) from error
 
 
-def decode(path: Path, clip: Clip, image_size: int, name: str) -> Iterator[np.ndarray]:
-    """Decode every frame, cropped to the central square and scaled by exact area averaging.
+def decode(path: Path, clip: Clip, view: View, name: str) -> Iterator[np.ndarray]:
+    """Decode a clip, cropped, scaled by exact area averaging and thinned as the view says.
 
     One thread: as many decoders as cores beat threads within a decoder. Area scaling with accurate rounding is
     within 0.03 level of the box mean of the full frame; swscale's defaults darken every channel by 2 levels.
@@ -78,8 +80,9 @@ def decode(path: Path, clip: Clip, image_size: int, name: str) -> Iterator[np.nd
         DecodeError: fewer or more frames than the container promises, or the decoder complained.
         TemporaryError: somebody stopped ffmpeg.
     """
-    command = _command(path, clip, image_size)
-    bytes_a_frame = image_size * image_size * 3
+    size, stride = view.image_size, view.stride(clip.fps, name)
+    command = _command(path, clip, view, stride)
+    bytes_a_frame = size * size * 3
     count = 0
     with tempfile.TemporaryFile() as words:  # a pipe that nobody reads would block ffmpeg once it is full
         process = subprocess.Popen(
@@ -88,7 +91,7 @@ def decode(path: Path, clip: Clip, image_size: int, name: str) -> Iterator[np.nd
         try:
             while len(data := _read(process.stdout, bytes_a_frame)) == bytes_a_frame:
                 count += 1
-                yield np.frombuffer(data, np.uint8).reshape(image_size, image_size, 3)
+                yield np.frombuffer(data, np.uint8).reshape(size, size, 3)
             code = process.wait()
         finally:
             process.kill()
@@ -101,8 +104,9 @@ def decode(path: Path, clip: Clip, image_size: int, name: str) -> Iterator[np.nd
         raise TemporaryError(f"ffmpeg was stopped in {name}", "run the same command: it goes on")
     if code or said:
         raise DecodeError(name, count, said or f"ffmpeg ended with {code}")
-    if count != clip.frames:
-        raise DecodeError(name, count, f"{count} frames decode, the container promises {clip.frames}")
+    promised = -(-clip.frames // stride)
+    if count != promised:
+        raise DecodeError(name, count, f"{count} frames decode, the container promises {promised}")
 
 
 def _read(pipe: IO[bytes] | None, size: int) -> bytes:
@@ -115,16 +119,19 @@ def _plain(words: bytes, path: Path, name: str) -> str:
     return re.sub(r"\[[^]]* @ 0x[0-9a-f]+\] ", "", line).replace(str(path), name)
 
 
-def _command(path: Path, clip: Clip, image_size: int) -> list[str]:
+def _command(path: Path, clip: Clip, view: View, stride: int) -> list[str]:
     """The ffmpeg command line, built by ffmpeg-python."""
     import ffmpeg
 
     stream = ffmpeg.input(str(path), format=CONTAINER, threads=1, err_detect="explode").video
-    stream = stream.filter("crop", "min(iw,ih)", "min(iw,ih)")
+    if stride > 1:
+        stream = stream.filter("select", f"not(mod(n,{stride}))")
+    if view.crop == "center":
+        stream = stream.filter("crop", "min(iw,ih)", "min(iw,ih)")
     stream = stream.filter(
         "scale",
-        image_size,
-        image_size,
+        view.image_size,
+        view.image_size,
         flags="area+accurate_rnd+full_chroma_int",
         in_color_matrix=clip.matrix,
     )

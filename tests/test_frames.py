@@ -26,6 +26,7 @@ from PIL import Image
 from avrl import frames, store
 from avrl.artifact import SCRATCH, digest_of, hash_files
 from avrl.cache import Cache
+from avrl.episodes import View
 from avrl.errors import DecodeError, IntegrityError
 from avrl.sources import bridge, egodex
 from avrl.stage import run
@@ -35,12 +36,13 @@ from avrl.store import FrameStore
 SIZE = 32
 COLUMNS = [
     *("episode_index", "episode_id", "task", "language", "split", "length", "fps", "file", "member", "offset"),
+    *("stride", "note"),
     *("dataset_from_index", "dataset_to_index"),
 ]
 
 
 def prepare(name, raw, out, *, drop=False, workers=1, size=SIZE):
-    return frames.prepare(name, raw, out, image_size=size, quality=90, drop=drop, workers=workers)
+    return frames.prepare(name, raw, out, view=View(size), quality=90, drop=drop, workers=workers)
 
 
 def digest(out):
@@ -53,7 +55,7 @@ def rows(out):
 
 
 def dropped(out):
-    return dict(pl.read_parquet(out / "dropped.parquet").iter_rows())
+    return dict(pl.read_parquet(out / "dropped.parquet")[["episode_id", "reason"]].iter_rows())
 
 
 def fit(image, size):

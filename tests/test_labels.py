@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from avrl import labels
-from avrl.episodes import table
+from avrl.episodes import View, table
 from avrl.errors import ConfigError, IntegrityError
 from avrl.sources import bridge
 
@@ -36,7 +36,7 @@ def prepared(folder, records, **survey):
     frames.mkdir()
     episodes, dropped = bridge.survey(raw)
     assert not dropped
-    opened = [bridge.frames(raw, one, 16, folder)[0] for one in episodes if one.split == "train"]
+    opened = [bridge.frames(raw, one, View(16), folder)[0] for one in episodes if one.split == "train"]
     starts = np.cumsum([0, *(one.length for one in opened)])
     placed = [{**one.__dict__, "dataset_from_index": int(at)} for one, at in zip(opened, starts, strict=False)]
     table(placed).write_parquet(frames / "episodes.parquet")

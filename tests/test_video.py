@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from avrl import video, zips
+from avrl.episodes import View
 from avrl.errors import DecodeError, IntegrityError, TemporaryError
 from avrl.sources import egodex
 
@@ -42,7 +43,7 @@ def clip():
 
 def decoded(path, size=32, name="part1.zip:x.mp4"):
     found = video.probe(path, name)
-    frames = list(video.decode(path, found, size, name))
+    frames = list(video.decode(path, found, View(size), name))
     assert len(frames) == found.frames
     return np.stack(frames)
 
@@ -194,7 +195,7 @@ def test_a_track_of_sound_beside_the_picture_is_ignored(write, clip, tmp_path):
 
 def refused(path, name="part1.zip:task/3.mp4"):
     with pytest.raises(DecodeError) as caught:
-        list(video.decode(path, video.probe(path, name), 32, name))
+        list(video.decode(path, video.probe(path, name), View(32), name))
     error = caught.value
     assert error.path == name
     assert error.words
@@ -225,7 +226,7 @@ def test_a_clip_that_promises_more_or_fewer_frames_than_it_has(write, clip):
     path = write(clip)
     for promised in (19, 21):
         with pytest.raises(DecodeError, match=f"20 frames decode, the container promises {promised}") as caught:
-            list(video.decode(path, video.Clip(promised, 30, "bt709"), 32, "x.mp4"))
+            list(video.decode(path, video.Clip(promised, 30, "bt709"), View(32), "x.mp4"))
         assert caught.value.frame == 20
 
 
@@ -236,7 +237,7 @@ def test_a_flipped_bit_is_refused_or_leaves_the_number_of_frames(write, clip):
     for _ in range(40):
         path = write(clips.flipped(clip, rng.randrange(start, end), rng.randrange(8)))
         try:
-            frames = list(video.decode(path, video.probe(path, "x"), 32, "x"))
+            frames = list(video.decode(path, video.probe(path, "x"), View(32), "x"))
         except DecodeError:
             refusals += 1
         else:
@@ -248,13 +249,13 @@ def test_in_a_zip_every_flipped_bit_is_refused(clip, tmp_path):
     raw = clips.egodex(tmp_path / "raw", {"task/0": (clip, clips.poses(20))})
     zipped = raw / "part1.zip"
     whole, rng = zipped.read_bytes(), random.Random(3)
-    opened, frames = egodex.frames(raw, egodex.survey(raw)[0][0], 32, tmp_path)
+    opened, frames = egodex.frames(raw, egodex.survey(raw)[0][0], View(32), tmp_path)
     assert len(list(frames)) == opened.length == 20
     for member, data in (("part1/task/0.mp4", clip), ("part1/task/0.hdf5", clips.poses(20))):
         for _ in range(40):
             clips.damage(zipped, member, rng.randrange(len(data)), rng.randrange(8))
             with pytest.raises(IntegrityError, match=rf"part1.zip:{member} is damaged \(Bad CRC-32"):
-                egodex.frames(raw, egodex.survey(raw)[0][0], 32, tmp_path)
+                egodex.frames(raw, egodex.survey(raw)[0][0], View(32), tmp_path)
             zipped.write_bytes(whole)
     assert zips.check(zipped)
 
@@ -306,12 +307,12 @@ def test_no_decoder_is_left_behind(write, clip):
 
 def test_a_decoder_that_is_not_wanted_any_more_is_killed(write):
     path = write(clips.encode(clips.ramps(60)))
-    frames = video.decode(path, video.probe(path, "x"), 224, "x")
+    frames = video.decode(path, video.probe(path, "x"), View(224), "x")
     next(frames)
     assert len(decoders()) == 1
     frames.close()
     assert decoders() == []
-    frames = video.decode(path, video.probe(path, "x"), 224, "x")
+    frames = video.decode(path, video.probe(path, "x"), View(224), "x")
     next(frames)
     del frames
     gc.collect()
@@ -321,7 +322,7 @@ def test_a_decoder_that_is_not_wanted_any_more_is_killed(write):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_decoder_is_no_verdict_on_the_clip(write, number):
     path = write(clips.encode(clips.ramps(60)))
-    frames = video.decode(path, video.probe(path, "x"), 224, "part1.zip:x")  # more than the pipe holds
+    frames = video.decode(path, video.probe(path, "x"), View(224), "part1.zip:x")  # more than the pipe holds
     next(frames)
     (pid,) = decoders()
     time.sleep(0.2)  # it must have set up its signal handlers

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from avrl.episodes import Dropped, Episode
+    from avrl.episodes import Dropped, Episode, View
 
 SOURCES = {"egodex": "avrl.sources.egodex", "bridge": "avrl.sources.bridge"}
 SAMPLE = Path(__file__).parent.parent / "sample"  # the bundled sample, in the layouts of egodex and bridge
@@ -65,15 +65,14 @@ class Source(Protocol):
         """List every episode of a raw artifact in sorted order, and what cannot be one. Opens no clip."""
         ...
 
-    def frames(
-        self, raw: Path, episode: Episode, image_size: int, scratch: Path
-    ) -> tuple[Episode, Iterator[np.ndarray]]:
+    def frames(self, raw: Path, episode: Episode, view: View, scratch: Path) -> tuple[Episode, Iterator[np.ndarray]]:
         """Open an episode: what only its files tell (length, fps, language), and its frames to come.
 
-        The frames are uint8 (image_size, image_size, 3) RGB, centre-cropped, in order, every one of them.
+        The frames are uint8 (image_size, image_size, 3) RGB, in order, every one that the view keeps.
 
         Raises:
-            IntegrityError: a file is damaged, lacks its partner, or does not fit it.
+            IntegrityError: a file is damaged, or the view's rate does not fit.
+            MismatchError: its files differ in length.
             DecodeError: fewer or more frames than promised, or a damaged one (while iterating).
         """
         ...

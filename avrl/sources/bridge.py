@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from avrl import tfrecord
-from avrl.episodes import Dropped, Episode
+from avrl.episodes import SHORT, TOO_SHORT, Dropped, Episode
 from avrl.errors import DecodeError, IntegrityError, NotFoundError
 from avrl.sources import Remote
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from avrl.episodes import View
 
 BASE_URL = "https://rail.eecs.berkeley.edu/datasets/bridge_release/data/tfds/"
 FOLDER = "bridge_dataset/1.0.0"
@@ -83,8 +85,8 @@ def survey(raw: Path) -> tuple[list[Episode], list[Dropped]]:
     return episodes, dropped
 
 
-def frames(raw: Path, episode: Episode, image_size: int, scratch: Path) -> tuple[Episode, Iterator[np.ndarray]]:
-    """Open a record: its main camera's JPEGs, centre-cropped and scaled by area averaging.
+def frames(raw: Path, episode: Episode, view: View, scratch: Path) -> tuple[Episode, Iterator[np.ndarray]]:
+    """Open a record: its main camera's JPEGs, cropped and scaled by area averaging.
 
     Raises:
         IntegrityError: checksums, or images, states and actions that differ in number.
@@ -96,8 +98,19 @@ def frames(raw: Path, episode: Episode, image_size: int, scratch: Path) -> tuple
         numbers(record, name, episode)
     language = text(record, "steps/language_instruction")
     # The instruction is the only name of a task in these shards.
-    opened = replace(episode, length=len(jpegs), language=language, task=language or NO_LANGUAGE)
-    return opened, _decode(jpegs, image_size, f"{raw / episode.file}#{episode.offset}")
+    name = f"{raw / episode.file}#{episode.offset}"
+    stride = view.stride(FPS, name)
+    kept = jpegs[::stride]
+    opened = replace(
+        episode,
+        length=len(kept),
+        fps=FPS / stride,
+        language=language,
+        task=language or NO_LANGUAGE,
+        stride=stride,
+        note=TOO_SHORT if len(kept) <= SHORT else "",
+    )
+    return opened, _decode(kept, view, name)
 
 
 def steps(raw: Path, episode: Episode) -> dict[str, tfrecord.Feature]:
@@ -137,7 +150,7 @@ def _jpegs(record: dict[str, tfrecord.Feature], episode: Episode) -> list[bytes]
     return found
 
 
-def _decode(jpegs: list[bytes], image_size: int, name: str) -> Iterator[np.ndarray]:
+def _decode(jpegs: list[bytes], view: View, name: str) -> Iterator[np.ndarray]:
     import simplejpeg
     from PIL import Image
 
@@ -146,8 +159,6 @@ def _decode(jpegs: list[bytes], image_size: int, name: str) -> Iterator[np.ndarr
             frame = simplejpeg.decode_jpeg(jpeg, colorspace="RGB")
         except ValueError as error:
             raise DecodeError(name, number, str(error)) from error
-        height, width = frame.shape[:2]
-        side = min(height, width)
-        top, left = (height - side) // 2, (width - side) // 2
-        box = (left, top, left + side, top + side)
-        yield np.asarray(Image.fromarray(frame).resize((image_size, image_size), Image.Resampling.BOX, box))
+        box = view.box(frame.shape[1], frame.shape[0])
+        size = (view.image_size, view.image_size)
+        yield np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BOX, box))

@@ -15,8 +15,8 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from avrl import video, zips
-from avrl.episodes import Dropped, Episode
-from avrl.errors import IntegrityError, NotFoundError
+from avrl.episodes import SHORT, TOO_SHORT, UNSURE, Dropped, Episode
+from avrl.errors import IntegrityError, MismatchError, NotFoundError
 from avrl.sources import Remote
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import numpy as np
+
+    from avrl.episodes import View
 
 BASE_URL = "https://ml-site.cdn-apple.com/datasets/egodex/"
 BYTES = {
@@ -77,7 +79,7 @@ def survey(raw: Path) -> tuple[list[Episode], list[Dropped]]:
             missing = [ext for ext in (".mp4", ".hdf5") if stem + ext not in names]
             if missing or not re.fullmatch(r"\d{1,9}", number, re.ASCII):
                 why = f"has no {missing[0]} beside it" if missing else "is not <part>/<task>/<n>"
-                dropped.append(Dropped(stem, why))
+                dropped.append(Dropped(stem, why, "unpaired"))
             else:
                 found.append(((part, task, int(number)), place.name, stem))
     episodes = [
@@ -97,11 +99,12 @@ def _names(place: Path) -> list[str]:
     return [one.filename for one in zips.check(place)]
 
 
-def frames(raw: Path, episode: Episode, image_size: int, scratch: Path) -> tuple[Episode, Iterator[np.ndarray]]:
+def frames(raw: Path, episode: Episode, view: View, scratch: Path) -> tuple[Episode, Iterator[np.ndarray]]:
     """Open a clip and its poses, straight out of the zip: at most one clip a worker lies unpacked, in scratch.
 
     Raises:
-        IntegrityError: the zip's checksum, the pose file, or clip and poses differing in length.
+        IntegrityError: the zip's checksum, or the pose file.
+        MismatchError: clip and poses differ in length.
         DecodeError: see `avrl.video`.
     """
     place = raw / episode.file
@@ -111,15 +114,18 @@ def frames(raw: Path, episode: Episode, image_size: int, scratch: Path) -> tuple
         clip_path, pose_path = scratch / f"{os.getpid()}.mp4", scratch / f"{os.getpid()}.hdf5"
         zips.copy_member(_archive(place), episode.member, clip_path)
         zips.copy_member(_archive(place), str(PurePosixPath(episode.member).with_suffix(".hdf5")), pose_path)
-    poses, language = _poses(pose_path, name.removesuffix(".mp4") + ".hdf5")
+    poses, language, sure = _poses(pose_path, name.removesuffix(".mp4") + ".hdf5")
     clip = video.probe(clip_path, name)
     if clip.frames != poses:
-        raise IntegrityError(
+        raise MismatchError(
             f"{name}: the clip has {clip.frames} frames, its hdf5 has {poses} poses",
             "fetch the part again, or list it as dropped with --on-error drop",
         )
-    opened = replace(episode, length=clip.frames, fps=clip.fps, language=language)
-    return opened, video.decode(clip_path, clip, image_size, name)
+    stride = view.stride(clip.fps, name)
+    length = -(-clip.frames // stride)
+    note = ", ".join([TOO_SHORT] * (length <= SHORT) + [UNSURE] * (not sure))
+    opened = replace(episode, length=length, fps=clip.fps / stride, language=language, stride=stride, note=note)
+    return opened, video.decode(clip_path, clip, view, name)
 
 
 @functools.lru_cache(maxsize=8)
@@ -128,8 +134,8 @@ def _archive(path: Path) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)
 
 
-def _poses(path: Path, name: str) -> tuple[int, str]:
-    """Number of poses and the instruction. ``confidences`` may be absent: that means unknown, not zero."""
+def _poses(path: Path, name: str) -> tuple[int, str, bool]:
+    """Number of poses, the instruction, and whether ``confidences`` are there: absent means unknown, not zero."""
     import h5py
 
     try:
@@ -137,7 +143,7 @@ def _poses(path: Path, name: str) -> tuple[int, str]:
             attributes = dict(file.attrs)
             chosen = "2" if str(attributes.get("which_llm_description", "1")) == "2" else ""
             language = attributes.get(f"llm_description{chosen}", attributes.get("task", ""))
-            return int(file["transforms/camera"].shape[0]), str(language)
+            return int(file["transforms/camera"].shape[0]), str(language), "confidences" in file
     except (OSError, LookupError, RuntimeError, TypeError, ValueError, AttributeError) as error:
         words = str(error).replace(str(path), name)
         raise IntegrityError(

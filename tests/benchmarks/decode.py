@@ -19,6 +19,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from avrl.episodes import View
 from avrl.frames import Job, Packer, encode_episode
 from avrl.sources import egodex as source
 from avrl.video import executable
@@ -57,7 +58,7 @@ def encoded(job: Job, episode: source.Episode) -> tuple[dict[str, Any], float]:
 def prep(pool: Any, raw: Path, out: Path, processes: int) -> float:
     """Bring as many episodes as there are processes into a store; cpu seconds."""
     before = cpu()
-    job = Job("egodex", raw, out / "scratch", image_size=224, quality=90, drop=False)
+    job = Job("egodex", raw, out / "scratch", View(224), quality=90, drop=False)
     job.scratch.mkdir(parents=True)
     packer, used = Packer(out), 0.0
     tasks = [(job, episode) for episode in source.survey(raw)[0][:processes]]

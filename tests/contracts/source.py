@@ -6,6 +6,7 @@ from pathlib import PurePosixPath
 import numpy as np
 import pytest
 
+from avrl.episodes import View
 from avrl.errors import IntegrityError, NotFoundError
 
 
@@ -37,7 +38,7 @@ class SourceContract:
         return root
 
     def opened(self, raw, tmp_path, episode, size=32):
-        one, frames = self.module.frames(raw, episode, size, tmp_path)
+        one, frames = self.module.frames(raw, episode, View(size), tmp_path)
         return one, list(frames)
 
     # The list.

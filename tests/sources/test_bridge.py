@@ -10,6 +10,7 @@ import pytest
 from contracts.source import SourceContract
 from PIL import Image
 
+from avrl.episodes import View
 from avrl.errors import DecodeError, IntegrityError, NotFoundError
 from avrl.sources import bridge
 
@@ -94,7 +95,7 @@ def test_published_shards_are_the_1024_and_128(tmp_path):
 )
 def test_the_instruction_names_the_task(tmp_path, language, task):
     raw = clips.bridge(tmp_path, [record(**{"steps/language_instruction": [language] * 4})])
-    one, _ = bridge.frames(raw, bridge.survey(raw)[0][0], 16, tmp_path)
+    one, _ = bridge.frames(raw, bridge.survey(raw)[0][0], View(16), tmp_path)
     assert one.task == task
     assert one.language == ("" if task == "(none)" else task)
     assert (one.fps, one.length) == (5.0, 4)
@@ -105,7 +106,7 @@ def test_pictures_are_the_box_mean_of_the_central_square(tmp_path, width, height
     images = clips.jpegs(clips.ramps(3, width, height))
     given = clips.trajectory(np.zeros((3, 7)), np.zeros((3, 7)), images)
     raw = clips.bridge(tmp_path, [clips.framed(clips.example(given))])
-    _, frames = bridge.frames(raw, bridge.survey(raw)[0][0], 32, tmp_path)
+    _, frames = bridge.frames(raw, bridge.survey(raw)[0][0], View(32), tmp_path)
     side = min(width, height)
     top, left = (height - side) // 2, (width - side) // 2
     for frame, jpeg in zip(frames, images, strict=True):
@@ -119,7 +120,7 @@ def test_a_damaged_picture_is_named_by_number(tmp_path):
     for bad in (images[2][:200], b"", b"GIF89a", images[2][:-300] + bytes(300)):
         given = {"steps/observation/image_0": [*images[:2], bad, images[3]]}
         raw = clips.bridge(tmp_path, [record(**given)])
-        _, frames = bridge.frames(raw, bridge.survey(raw)[0][0], 16, tmp_path)
+        _, frames = bridge.frames(raw, bridge.survey(raw)[0][0], View(16), tmp_path)
         with pytest.raises(DecodeError, match="of-00001#0: frame 2 does not decode") as caught:
             list(frames)
         assert caught.value.frame == 2
@@ -142,7 +143,7 @@ def test_a_damaged_picture_is_named_by_number(tmp_path):
 def test_features_that_do_not_fit_each_other(tmp_path, changed, words):
     raw = clips.bridge(tmp_path, [record(**changed)])
     with pytest.raises(IntegrityError, match=words) as caught:
-        bridge.frames(raw, bridge.survey(raw)[0][0], 16, tmp_path)
+        bridge.frames(raw, bridge.survey(raw)[0][0], View(16), tmp_path)
     assert "bridge_dataset-train.tfrecord-00000-of-00001#0" in caught.value.cause
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from contracts.source import SourceContract
 
+from avrl.episodes import View
 from avrl.errors import IntegrityError
 from avrl.sources import egodex
 
@@ -129,12 +130,12 @@ def test_a_name_that_is_no_number(number, episodes, tmp_path):
 def test_the_instruction_is_the_one_that_was_done(attributes, want, tmp_path):
     clip, _ = clips.episode(6)
     raw = clips.egodex(tmp_path / "raw", {"add/0": (clip, clips.poses(6, **attributes))})
-    assert egodex.frames(raw, egodex.survey(raw)[0][0], 16, tmp_path)[0].language == want
+    assert egodex.frames(raw, egodex.survey(raw)[0][0], View(16), tmp_path)[0].language == want
 
 
 def test_poses_of_the_sample_and_of_other_libraries_are_read(tmp_path):
     raw = clips.egodex(tmp_path / "raw", clips.sample_egodex(1, 1), part="sample")
-    one, frames = egodex.frames(raw, egodex.survey(raw)[0][0], 56, tmp_path)
+    one, frames = egodex.frames(raw, egodex.survey(raw)[0][0], View(56), tmp_path)
     pictures = np.stack(list(frames))
     assert one.fps == 30
     assert len(pictures) == one.length >= 30
