@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from avrl.stages.prep import whole
 from avrl.stages.pretrain import STAGE, PretrainConfig, follow
 from avrl_cli.options import verb
 from avrl_cli.output import Session
@@ -26,7 +27,7 @@ def command(
     found = session.store.resolve(
         "frames",
         frames,
-        where=lambda one: bool(frames) or one.manifest.facts["source"] == "egodex",
+        where=lambda one: whole(one) and (bool(frames) or one.manifest.facts["source"] == "egodex"),
         what="frames of egodex",
         make="avrl prep",
         option="--frames",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from avrl.errors import ConfigError, NotFoundError
+from avrl.stages.prep import whole
 from avrl.stages.pretrain import OBJECTIVES
 from avrl.stages.probe import FEATURES, LABELS, SCORES, Entry, LabelsConfig, ProbeConfig
 from avrl_cli.options import verb
@@ -40,7 +41,7 @@ def command(
     store = session.store.resolve(
         "frames",
         frames,
-        where=lambda one: one.manifest.facts["source"] == what,
+        where=lambda one: whole(one) and one.manifest.facts["source"] == what,
         what=f"frames of {what}",
         make=f"avrl prep {what}",
         option="--frames",

@@ -36,7 +36,7 @@ LAYERS = {
         avrl.comparison avrl.tables avrl.verdicts avrl.answers avrl.pictures avrl.typeset avrl.page avrl.report
     """,
     "nouns": """
-        avrl.episodes avrl.frames avrl.labels avrl.pairs avrl.store avrl.codec avrl.video
+        avrl.episodes avrl.frames avrl.packing avrl.workers avrl.labels avrl.pairs avrl.store avrl.codec avrl.video
         avrl.http avrl.server avrl.zips avrl.tfrecord avrl.intervals avrl.outcome avrl.torchvision_ops
         avrl.sources avrl.sources.bridge avrl.sources.egodex
         avrl.encoders avrl.encoders.efficientnet_lite0 avrl.encoders.pixels avrl.encoders.r3m

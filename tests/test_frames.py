@@ -23,7 +23,7 @@ import pytest
 import zarr
 from PIL import Image
 
-from avrl import frames, store
+from avrl import frames, packing, store
 from avrl.artifact import SCRATCH, digest_of, hash_files
 from avrl.cache import Cache
 from avrl.episodes import View
@@ -42,7 +42,8 @@ COLUMNS = [
 
 
 def prepare(name, raw, out, *, drop=False, workers=1, size=SIZE):
-    return frames.prepare(name, raw, out, view=View(size), quality=90, drop=drop, workers=workers)
+    job = frames.Job(name, raw, out / SCRATCH, View(size), 90, drop)
+    return frames.prepare(job, out, workers=workers)
 
 
 def digest(out):
@@ -128,6 +129,8 @@ def test_egodex_counts_and_columns(ego):
         "episodes": 6,
         "frames": sum(lengths.values()),
         "dropped": 0,
+        "dropped_by_kind": {},
+        "noted": {},
         "shards": 3,
         "tasks": 2,
         "fps": [30.0],
@@ -286,7 +289,7 @@ def test_each_hostile_episode_is_an_error_of_its_own(hostile_zip, tmp_path):
     raw, reasons = hostile_zip
     episodes, unusable = egodex.survey(raw)
     assert {one.episode_id for one in unusable} == {"part1/a/5", "part1/a/6", "part1/c/x"}
-    job = frames.Job("egodex", raw, tmp_path, SIZE, 90, drop=False)
+    job = frames.Job("egodex", raw, tmp_path, View(SIZE), 90, drop=False)
     for one in episodes:
         if not reasons[one.episode_id]:
             frames.encode_episode(job, one)
@@ -393,7 +396,7 @@ def test_each_hostile_record_is_an_error_of_its_own(hostile_shards, tmp_path):
     raw, reasons = hostile_shards
     with pytest.raises(IntegrityError, match=r"from record 1 on .*the length at byte \d+ is damaged .*\(and 1 more\)"):
         prepare("bridge", raw, tmp_path / "out")
-    job = frames.Job("bridge", raw, tmp_path, SIZE, 90, drop=False)
+    job = frames.Job("bridge", raw, tmp_path, View(SIZE), 90, drop=False)
     for one in bridge.survey(raw)[0]:
         if one.episode_id in reasons:
             with pytest.raises(IntegrityError, match=reasons[one.episode_id]) as caught:
@@ -425,7 +428,7 @@ def test_every_half_finished_state_leads_to_the_same_artifact(six, tmp_path):
     whole, out = tmp_path / "whole", tmp_path / "out"
     facts = prepare("egodex", six, whole, drop=True)
     want, rng = digest(whole), random.Random(6)
-    job = frames.Job("egodex", six, tmp_path / "blobs", SIZE, 90, drop=True)
+    job = frames.Job("egodex", six, tmp_path / "blobs", View(SIZE), 90, drop=True)
     job.scratch.mkdir()
     for one in egodex.survey(six)[0]:
         frames.encode_episode(job, one)
@@ -473,7 +476,7 @@ def test_a_lost_shard_record_is_not_bridged_by_a_later_one(six, tmp_path):
 @pytest.mark.usefixtures("small_shards")
 def test_a_damaged_blob_is_never_packed(six, tmp_path):
     out = tmp_path / "out"
-    job = frames.Job("egodex", six, out / SCRATCH, SIZE, 90, drop=True)
+    job = frames.Job("egodex", six, out / SCRATCH, View(SIZE), 90, drop=True)
     job.scratch.mkdir(parents=True)
     frames.encode_episode(job, egodex.survey(six)[0][0])
     blob = out / SCRATCH / "0000000.blob"
@@ -526,7 +529,7 @@ class Prep:
         if scratch is None:
             return set()
         found = {int(one.stem) for one in scratch.glob("0*.json")}
-        found |= set(range(frames.Packer(scratch.parent).next))
+        found |= set(range(packing.Packer(scratch.parent).next))
         return {index for index in found if index < 12}
 
     def spoil(self, episodes):

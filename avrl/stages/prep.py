@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
+from avrl.artifact import SCRATCH
+from avrl.cache import Cache
 from avrl.config import Opt
 from avrl.errors import ConfigError
 from avrl.stage import Built, Inputs, Stage
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from avrl.artifact import Artifact
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,13 +31,21 @@ class PrepConfig:
     on_error: Annotated[
         Literal["fail", "drop"], Opt("Damaged episode: stop, or list it in dropped.parquet and go on")
     ] = "fail"
-    workers: Annotated[int, Opt("Decoder processes; 0 means one a core", runtime=True)] = 0
+    shard: Annotated[str, Opt("Make only the i-th of n shares; `avrl prep` without it joins them", unit="i/n")] = ""
+    workers: Annotated[int, Opt("Decoders at a time; 0 means one a core", runtime=True)] = 0
+    engine: Annotated[
+        Literal["processes", "ray"], Opt("Decode in processes here, or as tasks of a Ray cluster", runtime=True)
+    ] = "processes"
 
     def __post_init__(self) -> None:
         if self.image_size < 16 or self.image_size % 16:
             raise ConfigError(f"--image-size {self.image_size} is not a multiple of 16 px", "try 224")
         if self.fps < 0:
             raise ConfigError(f"--fps {self.fps:g} is less than none", "try 10, or 0 for all")
+        if self.shard:
+            match = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", self.shard)
+            if not match or int(match[1]) > int(match[2]):
+                raise ConfigError(f"--shard {self.shard} is not i/n with i from 1 to n", "try --shard 1/8")
         if not 1 <= self.quality <= 100:
             raise ConfigError(f"--quality {self.quality} is not in 1..100", "try 90")
 
@@ -41,23 +53,37 @@ class PrepConfig:
 def _slug(config: PrepConfig, inputs: Inputs) -> str:
     words = [inputs["raw"].ref.rsplit("-", 1)[0], f"{config.image_size}px"]
     words += [f"{config.fps:g}fps"] * (config.fps > 0)
+    words += [config.shard.replace("/", "of")] * bool(config.shard)
     return "-".join(words)
 
 
 def _build(config: PrepConfig, inputs: Inputs, out: Path) -> Built:
     from avrl.episodes import View
-    from avrl.frames import prepare
+    from avrl.frames import Job, Share, prepare
 
-    facts = prepare(
-        inputs["raw"].manifest.config["source"],
-        inputs["raw"].root,
-        out,
+    job = Job(
+        source=inputs["raw"].manifest.config["source"],
+        raw=inputs["raw"].root,
+        scratch=out / SCRATCH,
         view=View(config.image_size, config.crop, config.fps),
         quality=config.quality,
         drop=config.on_error == "drop",
-        workers=config.workers or os.cpu_count() or 1,
     )
+    share = Share(*map(int, config.shard.split("/"))) if config.shard else Share()
+    partials = [] if config.shard else _partials(config, inputs, Cache(out.parent.parent))
+    facts = prepare(job, out, workers=config.workers, engine=config.engine, share=share, partials=partials)
     return Built(facts)
 
 
+def _partials(config: PrepConfig, inputs: Inputs, cache: Cache) -> list[Artifact]:
+    """The finished shares of this very request, whoever made them."""
+    shares = [(one, one.manifest.config.get("shard")) for one in cache.artifacts(STAGE.name)]
+    return [one for one, i_n in shares if i_n and one.manifest.key == STAGE.key(replace(config, shard=i_n), inputs)]
+
+
 STAGE = Stage(name="frames", version=2, config=PrepConfig, slug=_slug, build=_build)
+
+
+def whole(frames: Artifact) -> bool:
+    """Whether a frame store has all of its source, not only a share of it."""
+    return not frames.manifest.config.get("shard")

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from avrl.episodes import View
-from avrl.frames import Job, Packer, encode_episode
+from avrl.frames import Job, encode_episode
+from avrl.packing import Packer
 from avrl.sources import egodex as source
 from avrl.video import executable
 from tests.clips import egodex, ffmpeg, poses
