@@ -61,6 +61,12 @@ class IntegrityError(AvrlError):
     exit_code = 8
 
 
+class StaleError(AvrlError):
+    """A server has another version of a file than the one begun with; not a fault of any one member of it."""
+
+    exit_code = 8
+
+
 class DecodeError(IntegrityError):
     """A clip or an image does not decode to exactly the frames its container promises.
 

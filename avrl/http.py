@@ -1,4 +1,4 @@
-"""One large file over HTTP, in ranges, across kills.
+"""One large file over HTTP or out of a bucket, in ranges, across kills.
 
 A part is believed only if the journal beside the file holds its CRC32C and the bytes on disk still match it;
 the target's name appears only when all is there. Nothing is appended: a part lies in its place or is missing.
@@ -19,7 +19,7 @@ import google_crc32c
 
 from avrl.cache import Cache
 from avrl.errors import BusyError, DiskFullError, IntegrityError
-from avrl.server import LATER, OVER, Patience, Published, RetryError, Server
+from avrl.server import LATER, OVER, Origin, Patience, Published, RetryError, Server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -46,7 +46,7 @@ def download(
     """Fetch a file to `target`; a killed call goes on where it stopped, less at most one part a worker.
 
     Args:
-        url: http or https.
+        url: http, https or s3.
         target: Its name appears only when the file is whole; a file of this name is not fetched again.
         expect_bytes: Published size.
         workers: Ranges fetched side by side.
@@ -66,8 +66,8 @@ def download(
         progress(target.stat().st_size)
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    server = Server(url, workers, patience or Patience())
-    with server.pool:
+    server = connect(url, workers, patience or Patience())
+    with contextlib.closing(server):
         file = server.patiently(server.ask)
         if expect_bytes is not None and file.length not in (None, expect_bytes):
             raise IntegrityError(
@@ -79,16 +79,26 @@ def download(
         try:
             if file.ranged:
                 _by_parts(server, file, target, workers, part_bytes, progress)
-            else:
+            elif isinstance(server, Server):
                 log.warning("%s: this server cannot resume, a kill starts the file over", file.url)
-                server.patiently(lambda: _by_stream(server, expect_bytes or file.length, target, progress))
+                n_bytes = expect_bytes or file.length
+                server.patiently(lambda: _by_stream(server, n_bytes, target, progress))
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise DiskFullError(f"no space left for {target}", f"free some and {LATER}") from None
             raise
 
 
-def _by_parts(server: Server, file: Published, target: Path, workers: int, part_bytes: int, progress: Progress) -> None:
+def connect(url: str, connections: int, patience: Patience) -> Origin:
+    """Whoever serves this address: a web server, or a bucket (``s3://``)."""
+    if url.startswith("s3://"):
+        from avrl.s3 import Object
+
+        return Object(url, connections, patience)
+    return Server(url, connections, patience)
+
+
+def _by_parts(server: Origin, file: Published, target: Path, workers: int, part_bytes: int, progress: Progress) -> None:
     """Fetch the ranges that the journal lacks, or that no longer match it."""
     (part, journal), length = _beside(target), file.length or 0
     done = _recall(part, journal, {**asdict(file), "part_bytes": part_bytes})
@@ -117,7 +127,7 @@ def _by_parts(server: Server, file: Published, target: Path, workers: int, part_
         _finish(fd, target)
 
 
-def _copy_range(server: Server, file: Published, start: int, n_bytes: int, fd: int) -> int:
+def _copy_range(server: Origin, file: Published, start: int, n_bytes: int, fd: int) -> int:
     """Write one range into its place and return its CRC32C."""
     crc, got = 0, 0
     with server.range(file, start, n_bytes) as response:

@@ -12,9 +12,10 @@ import re
 import threading
 import time
 import urllib.request
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 import urllib3
@@ -25,6 +26,7 @@ from avrl.errors import IntegrityError, NotFoundError, TemporaryError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
 log = logging.getLogger(__name__)
 logging.getLogger("urllib3").setLevel(logging.ERROR)  # its warnings show whole URLs, signatures and all
@@ -71,6 +73,14 @@ class Published:
         return {"If-Range": version} if version and not version.startswith("W/") else {}
 
 
+class Body(Protocol):
+    """The bytes of an answer."""
+
+    def stream(self, amt: int) -> Iterator[bytes]:
+        """Chunks of at most so many bytes, as they arrive."""
+        ...
+
+
 class RetryError(Exception):
     """A failure that another try may cure, and the seconds that the server asks to wait."""
 
@@ -79,18 +89,28 @@ class RetryError(Exception):
         self.words, self.wait_s = words, wait_s
 
 
-class Server:
-    """Where one file comes from.
+class Origin(ABC):
+    """Where one file comes from: a web server or a bucket.
 
     Attributes:
         shown: Its URL as it may be shown.
         stopped: Set to end all pauses and transfers.
     """
 
-    def __init__(self, url: str, connections: int, patience: Patience) -> None:
-        self.url, self.shown, self.patience = url, shown(url), patience
-        self.stopped = threading.Event()
-        self.pool = _pool(url, connections, patience)
+    def __init__(self, shown: str, patience: Patience) -> None:
+        self.shown, self.patience, self.stopped = shown, patience, threading.Event()
+
+    @abstractmethod
+    def ask(self) -> Published:
+        """The first answer: version, length, and whether ranges are served."""
+
+    @abstractmethod
+    def range(self, file: Published, start: int, n_bytes: int) -> AbstractContextManager[Body]:
+        """An open answer with exactly these bytes of exactly this version."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give connections back."""
 
     def patiently(self, attempt: Callable[[], T]) -> T:
         """Try, and try again after a pause that doubles, or that the server asks for.
@@ -109,6 +129,18 @@ class Server:
             if last or self.stopped.wait(pause_s):
                 break
         raise TemporaryError(f"{self.shown}: {words}", LATER)
+
+
+class Server(Origin):
+    """A web server."""
+
+    def __init__(self, url: str, connections: int, patience: Patience) -> None:
+        super().__init__(shown(url), patience)
+        self.url, self.pool = url, _pool(url, connections, patience)
+
+    def close(self) -> None:
+        """Close idle connections."""
+        self.pool.clear()
 
     def ask(self) -> Published:
         """The first answer: version, length, and whether ranges are served.

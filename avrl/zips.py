@@ -6,6 +6,7 @@ is read. Python's own ``extractall`` renames ``../x`` silently and follows links
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import stat
@@ -20,7 +21,7 @@ from avrl.cache import size
 from avrl.errors import IntegrityError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 MAX_MEMBERS = 1_000_000
 MAX_BYTES = 10**12
@@ -47,19 +48,36 @@ def check(path: Path, *, max_members: int = MAX_MEMBERS, max_bytes: int = MAX_BY
     Raises:
         IntegrityError: not a whole zip, or a member is hostile; the message names zip and member.
     """
+    with damage_named(str(path), path), zipfile.ZipFile(path) as archive:
+        return checked(archive, str(path), max_members=max_members, max_bytes=max_bytes)
+
+
+@contextlib.contextmanager
+def damage_named(name: str, path: Path | None = None) -> Iterator[None]:
+    """Turn what `zipfile` raises while it opens an archive into an error that names it.
+
+    Raises:
+        IntegrityError: it is not a whole zip.
+    """
     try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            end = archive.start_dir
+        yield
     except DAMAGE as error:
-        with path.open("rb") as handle:
-            cut = handle.read(2) == b"PK"
         what = "is cut short or damaged: its directory of members, at the end, is not readable"
-        raise IntegrityError(f"{path} {what if cut else 'is not a zip'} ({error})", AGAIN) from error
+        if path:
+            with path.open("rb") as handle:
+                what = what if handle.read(2) == b"PK" else "is not a zip"
+        raise IntegrityError(f"{name} {what} ({error})", AGAIN) from error
     except OSError as error:
         if error.filename is not None:  # the file itself; a directory that points nowhere gives a bare EINVAL
             raise
-        raise IntegrityError(f"{path} is damaged ({error})", AGAIN) from error
+        raise IntegrityError(f"{name} is damaged ({error})", AGAIN) from error
+
+
+def checked(
+    archive: zipfile.ZipFile, path: str, *, max_members: int = MAX_MEMBERS, max_bytes: int = MAX_BYTES
+) -> list[zipfile.ZipInfo]:
+    """The members of an open zip; see `check`."""
+    members = archive.infolist()
     total = sum(one.file_size for one in members)
     if len(members) > max_members or total > max_bytes:
         raise IntegrityError(f"{path} claims {len(members)} members of {size(total)} in all", AGAIN)
@@ -68,7 +86,7 @@ def check(path: Path, *, max_members: int = MAX_MEMBERS, max_bytes: int = MAX_BY
         if fault:
             raise IntegrityError(f"{path}: member {one.orig_filename!r} {fault}", AGAIN)
     _refuse_collisions(path, members)
-    _refuse_overlaps(path, members, end)
+    _refuse_overlaps(path, members, archive.start_dir)
     return members
 
 
@@ -102,7 +120,7 @@ def _fault_of_entry(member: zipfile.ZipInfo) -> str:
     return ""
 
 
-def _refuse_collisions(path: Path, members: Sequence[zipfile.ZipInfo]) -> None:
+def _refuse_collisions(path: str, members: Sequence[zipfile.ZipInfo]) -> None:
     """Two names that one disk or another takes for the same: readers would disagree on what is there."""
     seen: dict[str, str] = {}
     for one in members:
@@ -112,7 +130,7 @@ def _refuse_collisions(path: Path, members: Sequence[zipfile.ZipInfo]) -> None:
         seen[folded] = one.filename
 
 
-def _refuse_overlaps(path: Path, members: Sequence[zipfile.ZipInfo], end: int) -> None:
+def _refuse_overlaps(path: str, members: Sequence[zipfile.ZipInfo], end: int) -> None:
     """Members that share bytes are how a small zip unpacks to petabytes without a high ratio anywhere."""
     free_from = 0
     for one in sorted(members, key=lambda one: one.header_offset):
@@ -143,3 +161,17 @@ def copy_member(archive: zipfile.ZipFile | Path, name: str, target: Path) -> Non
         target.unlink(missing_ok=True)
         raise IntegrityError(f"{where} is damaged ({error})", AGAIN) from error
     return None
+
+
+def pack(folder: Path, names: Iterable[str], target: Path) -> None:
+    """Put files below a folder into a zip, stored, dated 1980: the same files give the same bytes.
+
+    The name shows nothing until the whole zip is there.
+    """
+    temporary = target.with_name(target.name + ".tmp")
+    with zipfile.ZipFile(temporary, "w") as archive:
+        for name in sorted(names):
+            entry = archive.open(zipfile.ZipInfo(name), "w", force_zip64=True)
+            with (folder / name).open("rb") as reader, entry as into:
+                shutil.copyfileobj(reader, into, CHUNK_BYTES)
+    temporary.rename(target)

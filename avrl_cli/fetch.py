@@ -9,6 +9,7 @@ import typer
 
 from avrl.cache import size
 from avrl.errors import ConfigError
+from avrl.locks import hold_to, sums_of
 from avrl.stages.fetch import STAGE, FetchConfig, expect, licence, settled
 from avrl_cli.options import verb
 from avrl_cli.output import Session
@@ -47,7 +48,7 @@ def command(
         for name, path in paths.items():
             session.tell(f"{name}: {path}")
         return
-    if source == "sample" and (config.part or config.origin):
+    if source == "sample" and (config.part or config.origin or config.task or config.episodes):
         raise ConfigError("the sample is one piece and bundled", "type: avrl fetch sample")
     wanted = SAMPLE if source == "sample" else [replace(config, source=source or config.source)]
     requests = [settled(one) for one in wanted]
@@ -55,4 +56,10 @@ def command(
         session.say(line)
     for one in requests:
         plan = expect(one, session.store) if session.dry_run else ""
-        session.run(STAGE, one, {}, f"{plan}; {size(session.store.free())} free" if plan else "")
+        made = session.run(STAGE, one, {}, f"{plan}; {size(session.store.free())} free" if plan else "")
+        if made and one.locked:  # a hit was not compared when it was made
+            hold_to(sums_of(one.locked), {file.path: file.sha256 for file in made.manifest.files})
+        if made and one.mirror and not session.dry_run:
+            from avrl.s3 import mirror
+
+            session.tell(mirror(made, one.mirror))

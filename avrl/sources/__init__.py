@@ -61,6 +61,15 @@ class Source(Protocol):
         """
         ...
 
+    def chosen(self, names: list[str], tasks: tuple[str, ...], n_episodes: int) -> list[str]:
+        """Of the members of a published zip, those of so many episodes of these tasks; 0 and () mean all.
+
+        Raises:
+            NotFoundError: there is no such task.
+            ConfigError: this source does not come in zips.
+        """
+        ...
+
     def survey(self, raw: Path) -> tuple[list[Episode], list[Dropped]]:
         """List every episode of a raw artifact in sorted order, and what cannot be one. Opens no clip."""
         ...

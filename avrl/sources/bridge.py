@@ -13,7 +13,7 @@ import numpy as np
 
 from avrl import tfrecord
 from avrl.episodes import SHORT, TOO_SHORT, Dropped, Episode
-from avrl.errors import DecodeError, IntegrityError, NotFoundError
+from avrl.errors import ConfigError, DecodeError, IntegrityError, NotFoundError
 from avrl.sources import Remote
 
 if TYPE_CHECKING:
@@ -64,6 +64,15 @@ def local_files(folder: Path, parts: tuple[str, ...]) -> dict[str, Path]:
             files += [one for shards in found.values() for one in shards]
             return {f"{FOLDER}/{one.name}": one for one in files}
     raise NotFoundError(f"{folder} has no bridge_dataset/1.0.0/*.tfrecord-* shards", "name the folder above them")
+
+
+def chosen(names: list[str], tasks: tuple[str, ...], n_episodes: int) -> list[str]:
+    """Shards hold trajectories of every task: there is nothing to choose before they are fetched.
+
+    Raises:
+        ConfigError: always.
+    """
+    raise ConfigError("bridge comes in shards of all tasks", "leave --task, --episodes and --stream out")
 
 
 def survey(raw: Path) -> tuple[list[Episode], list[Dropped]]:

@@ -6,7 +6,9 @@ arXiv:2505.11709. Sizes are Content-Lengths that users of the data published; ``
 
 from __future__ import annotations
 
+import difflib
 import functools
+import itertools
 import os
 import re
 import zipfile
@@ -14,7 +16,7 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from avrl import video, zips
+from avrl import remotezip, video, zips
 from avrl.episodes import SHORT, TOO_SHORT, UNSURE, Dropped, Episode
 from avrl.errors import IntegrityError, MismatchError, NotFoundError
 from avrl.sources import Remote
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from avrl.episodes import View
+    from avrl.remotezip import RemoteZip
 
 BASE_URL = "https://ml-site.cdn-apple.com/datasets/egodex/"
 BYTES = {
@@ -65,13 +68,37 @@ def local_files(folder: Path, parts: tuple[str, ...]) -> dict[str, Path]:
     return found
 
 
+def chosen(names: list[str], tasks: tuple[str, ...], n_episodes: int) -> list[str]:
+    """The members of some episodes, clip and poses: of these tasks, and so many, spread evenly over the tasks.
+
+    Args:
+        names: Members of a part's zip.
+        tasks: Names of tasks; empty means all.
+        n_episodes: How many; 0 means all.
+
+    Raises:
+        NotFoundError: there is no such task; the message names those that are like it.
+    """
+    clips: dict[str, list[tuple[int, str]]] = {}
+    for name in names:
+        match = re.fullmatch(r"(?:.*/)?([^/]+)/(\d{1,9})\.mp4", name, re.ASCII)
+        if match:
+            clips.setdefault(match[1], []).append((int(match[2]), name))
+    for task in tasks:
+        if task not in clips:
+            like = difflib.get_close_matches(task, clips, 3, 0.4) or sorted(clips)[:3]
+            raise NotFoundError(f"there is no task {task!r} among {len(clips)}", f"try one of: {', '.join(like)}")
+    turns = itertools.zip_longest(*(sorted(clips[task]) for task in sorted(tasks or clips)))
+    wanted = [one[1] for turn in turns for one in turn if one][: n_episodes or None]
+    there = set(names)
+    return sorted(name for clip in wanted for name in (clip, clip.removesuffix(".mp4") + ".hdf5") if name in there)
+
+
 def survey(raw: Path) -> tuple[list[Episode], list[Dropped]]:
     """Pairs of ``<n>.mp4`` and ``<n>.hdf5`` in every zip or unpacked part; a clip or a pose file alone is dropped."""
     found: list[tuple[tuple[str, str, int], str, str]] = []
     dropped: list[Dropped] = []
-    for place in sorted(raw.iterdir()):
-        if place.name.startswith(".") or not (place.is_dir() or place.suffix == ".zip"):
-            continue
+    for place in _places(raw):
         names = {name for name in _names(place) if PurePosixPath(name).suffix in (".mp4", ".hdf5")}
         stems = {str(PurePosixPath(name).with_suffix("")) for name in names}
         for stem in stems:
@@ -93,10 +120,18 @@ def _split(part: str) -> str:
     return "test" if part == "test" else "train"
 
 
+def _places(raw: Path) -> list[Path]:
+    """Zips, unpacked parts, and zips that stay where they are, under the name that they would have here."""
+    there = [place for place in raw.iterdir() if not place.name.startswith(".")]
+    found = {place for place in there if place.is_dir() or place.suffix == ".zip"}
+    found |= {place.with_suffix("") for place in there if place.suffix == remotezip.SUFFIX}
+    return sorted(found)
+
+
 def _names(place: Path) -> list[str]:
     if place.is_dir():
         return [f"{place.name}/{path.relative_to(place).as_posix()}" for path in place.glob("*/*") if path.is_file()]
-    return [one.filename for one in zips.check(place)]
+    return [one.filename for one in (zips.check(place) if place.exists() else _remote(place).members)]
 
 
 def frames(raw: Path, episode: Episode, view: View, scratch: Path) -> tuple[Episode, Iterator[np.ndarray]]:
@@ -112,8 +147,12 @@ def frames(raw: Path, episode: Episode, view: View, scratch: Path) -> tuple[Epis
     clip_path, pose_path = raw / episode.member, raw / PurePosixPath(episode.member).with_suffix(".hdf5")
     if place.suffix == ".zip":
         clip_path, pose_path = scratch / f"{os.getpid()}.mp4", scratch / f"{os.getpid()}.hdf5"
-        zips.copy_member(_archive(place), episode.member, clip_path)
-        zips.copy_member(_archive(place), str(PurePosixPath(episode.member).with_suffix(".hdf5")), pose_path)
+        for target in (clip_path, pose_path):
+            member = str(PurePosixPath(episode.member).with_suffix(target.suffix))
+            if place.exists():
+                zips.copy_member(_archive(place), member, target)
+            else:
+                _remote(place).copy(member, target)
     poses, language, sure = _poses(pose_path, name.removesuffix(".mp4") + ".hdf5")
     clip = video.probe(clip_path, name)
     if clip.frames != poses:
@@ -132,6 +171,12 @@ def frames(raw: Path, episode: Episode, view: View, scratch: Path) -> tuple[Epis
 def _archive(path: Path) -> zipfile.ZipFile:
     """An open zip a worker: reading a directory of 92,000 members takes longer than decoding a clip."""
     return zipfile.ZipFile(path)
+
+
+@functools.lru_cache(maxsize=8)
+def _remote(path: Path) -> RemoteZip:
+    """A zip that stays where it is; its directory is read once a worker."""
+    return remotezip.RemoteZip.recall(path)
 
 
 def _poses(path: Path, name: str) -> tuple[int, str, bool]:

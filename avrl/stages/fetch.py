@@ -1,7 +1,8 @@
-"""The stage ``raw``: a source's files as published, or links to a local copy of them.
+"""The stage ``raw``: a source's files as published, links to a local copy of them, or only where they lie.
 
-Only the parts asked for are fetched. A finished file is never fetched again; an unfinished one goes on where
-it stopped (`avrl.http`). Content is read only to see that a zip is whole and harmless (`avrl.zips`).
+Only the parts asked for are fetched, or only some members of their zips (`avrl.members`). A finished file is never
+fetched again; an unfinished one goes on where it stopped (`avrl.http`). Content is read only to see that a zip is whole
+and harmless (`avrl.zips`), and to hold it to known checksums.
 """
 
 from __future__ import annotations
@@ -12,14 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 from urllib.parse import quote, urlsplit
 
+from avrl.artifact import SCRATCH, sha256_of
 from avrl.cache import Cache, size
 from avrl.config import Opt
 from avrl.errors import ConfigError
+from avrl.locks import hold_to, sums_of
 from avrl.sources import SAMPLE, source
 from avrl.stage import Built, Inputs, Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    import zipfile
+    from collections.abc import Iterable, Iterator
 
     from avrl.sources import Remote
 
@@ -32,8 +36,15 @@ class FetchConfig:
 
     source: Annotated[str, Opt("Data set: a name in avrl.sources.SOURCES", hidden=True)] = "egodex"
     part: Annotated[tuple[str, ...], Opt("Parts: 1..5, test, extra; train, val for bridge; empty: 1, or both")] = ()
-    origin: Annotated[str, Opt("Mirror's URL, or folder with a copy, which is linked", flag="--from")] = ""
+    task: Annotated[tuple[str, ...], Opt("Only episodes of these tasks, out of the remote zip; empty: all")] = ()
+    episodes: Annotated[int, Opt("Only so many episodes, spread evenly over the tasks; 0: all")] = 0
+    origin: Annotated[str, Opt("Mirror (http, https, s3), or folder with a copy, which is linked", flag="--from")] = ""
+    stream: Annotated[bool, Opt("Keep no zip, only where it lies", hidden=True)] = False
     workers: Annotated[int, Opt("Ranges of a file fetched side by side", runtime=True)] = 4
+    locked: Annotated[
+        str, Opt("Hold files to the checksums in this file: sha256sum's, or an earlier fetch's manifest", runtime=True)
+    ] = ""
+    mirror: Annotated[str, Opt("Copy the artifact to s3://BUCKET/PREFIX, its manifest last", runtime=True)] = ""
 
 
 def settled(config: FetchConfig) -> FetchConfig:
@@ -54,7 +65,15 @@ def settled(config: FetchConfig) -> FetchConfig:
         raise ConfigError("the sample is bundled, not published", "type: avrl fetch sample")
     if config.workers < 1:
         raise ConfigError(f"workers must be at least 1, got {config.workers}")
-    return replace(config, part=parts, origin=origin)
+    if config.episodes < 0:
+        raise ConfigError(f"--episodes {config.episodes} is less than none")
+    if config.stream and (origin.startswith("/") or origin == "sample"):
+        raise ConfigError(f"{origin} is on this disk: nothing has to be streamed", "leave --stream out")
+    if config.mirror and not config.mirror.startswith("s3://"):
+        raise ConfigError(f"--mirror {config.mirror} is no bucket", "s3://BUCKET/PREFIX")
+    if config.task or config.episodes or config.stream:
+        module.chosen([], (), 0)  # refuses where it makes no sense
+    return replace(config, part=parts, origin=origin, task=tuple(sorted(set(config.task))))
 
 
 def _origin(text: str) -> str:
@@ -63,9 +82,9 @@ def _origin(text: str) -> str:
         return text
     if "://" not in text:
         return str(Path(text).expanduser().resolve())
-    if url.scheme not in ("http", "https") or not url.hostname:
+    if url.scheme not in ("http", "https", "s3") or not url.hostname:
         raise ConfigError(
-            f"--from {url.scheme}://{url.hostname or ''} is no address to fetch from", "http, https or DIR"
+            f"--from {url.scheme}://{url.hostname or ''} is no address to fetch from", "http, https, s3 or DIR"
         )
     if url.query or "@" in url.netloc:
         raise ConfigError(
@@ -95,18 +114,28 @@ def expect(config: FetchConfig, cache: Cache) -> str:
     if cache.find(STAGE.name, key):
         return ""
     place = _place(config)
+    if _some(config) or config.stream:
+        chosen = [one for members in _choice(config).values() for one in members]
+        told = f"{sum(one.filename.endswith('.mp4') for one in chosen)} clips, {size(_bytes(chosen))} to fetch"
+        return f"{told}, of which nothing is kept" if config.stream else f"{told}: {_hours(_bytes(chosen))}"
     if place:
         return f"{len(module.local_files(place, config.part))} files of {place} linked, nothing copied"
     n_files = len(module.remote_files(config.part))
     if config.origin:
         return f"{n_files} files; the mirror tells their sizes when asked"
     n_bytes = _require_space(config, cache, cache.partial(STAGE.name, _slug(config, {}), key))
-    hours = ", ".join(f"{n_bytes / rate / 3.6e9:.1f} h at {rate} MB/s" for rate in RATES)
-    return f"{n_files} files, {size(n_bytes)} to fetch: {hours}"
+    return f"{n_files} files, {size(n_bytes)} to fetch: {_hours(n_bytes)}"
+
+
+def _hours(n_bytes: int) -> str:
+    return ", ".join(f"{n_bytes / rate / 3.6e9:.1f} h at {rate} MB/s" for rate in RATES)
 
 
 def _slug(config: FetchConfig, _: Inputs) -> str:
-    return "-".join((config.source, *(("sample",) if config.origin == "sample" else config.part)))
+    words = [config.source, *(("sample",) if config.origin == "sample" else config.part)]
+    words += list(config.task) if len(config.task) < 3 else [f"{len(config.task)}tasks"]
+    words += [f"{config.episodes}episodes"] * bool(config.episodes) + ["streamed"] * config.stream
+    return "-".join(words)
 
 
 def _place(config: FetchConfig) -> Path | None:
@@ -116,15 +145,76 @@ def _place(config: FetchConfig) -> Path | None:
     return Path(config.origin) if config.origin.startswith("/") else None
 
 
+def _some(config: FetchConfig) -> bool:
+    """Whether only some members of the zips are wanted."""
+    return bool(config.task or config.episodes)
+
+
 def _build(config: FetchConfig, _: Inputs, folder: Path) -> Built:
     place = _place(config)
     parts: dict[str, Counter[str]] = {part: Counter() for part in config.part}
-    for part, path in _link(config, place, folder) if place else _download(config, folder):
+    sums = sums_of(config.locked) if config.locked else {}
+    if _some(config) or config.stream:
+        arrivals = _pick(config, folder)
+    else:
+        arrivals = _link(config, place, folder) if place else _download(config, folder)
+    for part, path in arrivals:
         parts[part].update(_count(path))
+        if sums and path.is_file():
+            hold_to(sums, {path.relative_to(folder).as_posix(): sha256_of(path)})
     kind = {"": "published", "sample": "sample"}.get(config.origin, "folder" if place else "mirror")
     totals = sum(parts.values(), Counter[str]())
     facts = {"origin": kind, **totals, "parts": {part: dict(+count) for part, count in parts.items()}}
     return Built(facts, licence(config))
+
+
+def _choice(config: FetchConfig) -> dict[str, list[zipfile.ZipInfo]]:
+    """Part -> the members of its zip that are wanted. So many episodes are so many of each part."""
+    from avrl.members import directory
+
+    module, found = source(config.source), {}
+    for part in config.part:
+        members = {one.filename: one for one in directory(_zip(config, part))}
+        found[part] = [members[name] for name in module.chosen(list(members), config.task, config.episodes)]
+    return found
+
+
+def _zip(config: FetchConfig, part: str) -> str | Path:
+    """Address or file of a part's zip."""
+    module, place = source(config.source), _place(config)
+    (file,) = module.remote_files((part,))
+    if not place:
+        return (config.origin or module.BASE_URL) + quote(file.name)
+    found = module.local_files(place, (part,))
+    if file.name not in found:
+        raise ConfigError(f"{place / part} is unpacked: choose among its folders", "leave --task and --episodes out")
+    return found[file.name]
+
+
+def _bytes(members: Iterable[zipfile.ZipInfo]) -> int:
+    return sum(one.compress_size for one in members)
+
+
+def _pick(config: FetchConfig, folder: Path) -> Iterator[tuple[str, Path]]:
+    """Fetch the chosen members of each part into a zip of their own, or only note where they lie."""
+    from avrl.members import extract
+    from avrl.progress import bar
+    from avrl.remotezip import SUFFIX, RemoteZip
+
+    choice = _choice(config)
+    total = sum(map(_bytes, choice.values()))
+    if not config.stream:  # members lie in scratch until the zip is packed
+        Cache(folder.parent.parent).require_space(2 * total, _slug(config, {}))
+    with bar(_slug(config, {}), total, "B", unit_scale=True) as shown:
+        for part, members in choice.items():
+            names, target, place = [one.filename for one in members], folder / f"{part}.zip", _zip(config, part)
+            if config.stream:
+                RemoteZip(str(place)).save(target, names if _some(config) else None)
+                yield part, target.with_name(target.name + SUFFIX)
+                continue
+            if not target.exists():
+                extract(place, names, target, folder / SCRATCH, workers=config.workers, progress=shown.update)
+            yield part, target
 
 
 def _link(config: FetchConfig, place: Path, folder: Path) -> Iterator[tuple[str, Path]]:
@@ -183,12 +273,15 @@ def _require_space(config: FetchConfig, cache: Cache, partial: Path) -> int:
 
 def _count(path: Path) -> dict[str, int]:
     """Files, bytes and clips of what has arrived; a zip is checked for wholeness and harm."""
-    from avrl import zips
+    from avrl import remotezip, zips
 
     files = [one for one in path.rglob("*") if one.is_file()] if path.is_dir() else [path]
-    zipped = path.suffix == ".zip"
-    names = [one.filename for one in zips.check(path)] if zipped else [one.name for one in files]
-    n_bytes = sum(one.stat().st_size for one in files)
+    n_bytes, names = sum(one.stat().st_size for one in files), [one.name for one in files]
+    if path.suffix == ".zip":
+        names = [one.filename for one in zips.check(path)]
+    elif path.suffix == remotezip.SUFFIX:  # what will come through, though it is not here
+        members = remotezip.RemoteZip.recall(path.with_suffix("")).members
+        n_bytes, names = _bytes(members), [one.filename for one in members]
     return {"files": len(files), "bytes": n_bytes, "clips": sum(name.endswith(".mp4") for name in names)}
 
 

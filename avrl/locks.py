@@ -1,0 +1,48 @@
+"""Locks: the checksums that a fetch is held to, as sha256sum writes them or as an earlier fetch's manifest has them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from avrl.artifact import MANIFEST, load
+from avrl.errors import ConfigError, IntegrityError, NotFoundError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def sums_of(lock: str) -> dict[str, str]:
+    """Name -> SHA-256 (hex) of a lock: a file that sha256sum wrote, a raw artifact, or its manifest.
+
+    Raises:
+        ConfigError: it is none of these.
+        NotFoundError: there is no such file.
+    """
+    path = Path(lock).expanduser()
+    path = path / MANIFEST if path.is_dir() else path
+    if not path.is_file():
+        raise NotFoundError(f"--locked {path} is not there", "name a file that sha256sum wrote, or a raw artifact")
+    if path.name == MANIFEST:
+        return {file.path: file.sha256 for file in load(path.parent).manifest.files}
+    lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
+    found = [re.fullmatch(r"([0-9a-f]{64}) [ *](?:\./)?(.+)", line) for line in lines]
+    sums = {one[2]: one[1] for one in found if one}
+    if not lines or len(sums) < len(lines):
+        raise ConfigError(f"--locked {path} is not what sha256sum writes", "name such a file, or a raw artifact")
+    return sums
+
+
+def hold_to(sums: Mapping[str, str], files: Mapping[str, str]) -> None:
+    """Compare files with the checksums they are held to; both are name -> SHA-256.
+
+    Raises:
+        IntegrityError: a file differs, or is not listed.
+    """
+    for name, found in files.items():
+        if sums.get(name) != found:
+            why = "is not the file that it was" if name in sums else "is not listed there"
+            raise IntegrityError(
+                f"--locked: {name} {why} (sha256 {found})", "fetch it again, or leave --locked out if it may differ"
+            )

@@ -1,0 +1,77 @@
+"""Some members of a zip: chosen by task and number, fetched by their ranges, packed into a zip of their own.
+
+Each member is done when its name shows in the scratch folder, which is after its CRC was compared; a killed call
+fetches again at most one member a worker.
+"""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import TYPE_CHECKING
+
+from avrl import zips
+from avrl.remotezip import RemoteZip
+
+if TYPE_CHECKING:
+    import zipfile
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+def directory(place: str | Path) -> list[zipfile.ZipInfo]:
+    """The checked members of a zip at an address or in a file."""
+    return RemoteZip(place).members if isinstance(place, str) else zips.check(place)
+
+
+def extract(
+    place: str | Path,
+    names: list[str],
+    target: Path,
+    scratch: Path,
+    *,
+    workers: int = 4,
+    progress: Callable[[int], object] = lambda _: None,
+) -> None:
+    """Make a zip of some members of another.
+
+    Args:
+        place: Address or file of the other zip.
+        names: Members wanted.
+        target: The new zip; its name appears when it is whole.
+        scratch: Folder for members on their way; what an interrupted call left there is kept.
+        workers: Members fetched side by side.
+        progress: Called with bytes gained.
+
+    Raises:
+        IntegrityError: a member is missing or damaged where it lies.
+        TemporaryError: the server fails.
+    """
+    own = threading.local()  # a zip a thread: reading one seeks in it
+
+    def fetch(name: str) -> int:
+        done = scratch / name
+        if not done.exists():
+            done.parent.mkdir(parents=True, exist_ok=True)
+            temporary = done.with_name(done.name + ".tmp")
+            if isinstance(place, str):
+                if not hasattr(own, "zip"):
+                    own.zip = RemoteZip.recall(scratch / target.name)
+                own.zip.copy(name, temporary)
+            else:
+                zips.copy_member(place, name, temporary)
+            temporary.rename(done)
+        return done.stat().st_size
+
+    scratch.mkdir(parents=True, exist_ok=True)
+    if isinstance(place, str):
+        RemoteZip(place).save(scratch / target.name)
+    with ThreadPoolExecutor(workers) as threads:
+        futures = [threads.submit(fetch, name) for name in names]
+        try:
+            for future in as_completed(futures):
+                progress(future.result())
+        except BaseException:
+            threads.shutdown(wait=False, cancel_futures=True)
+            raise
+    zips.pack(scratch, names, target)
