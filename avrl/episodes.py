@@ -74,6 +74,7 @@ class Episode:
         file: File of the raw artifact that holds it, relative to the artifact's root.
         member: Name inside that file, if it is a zip.
         offset: Byte position inside that file, if it is a record file.
+        bytes: Of its clip or its record in the source.
         stride: Frames of the source from one frame of the store to the next.
         note: What is worth knowing of it: ``too short``, ``no confidences``; empty if nothing is.
     """
@@ -88,6 +89,7 @@ class Episode:
     file: str
     member: str = ""
     offset: int = 0
+    bytes: int = 0
     stride: int = 1
     note: str = ""
 
@@ -120,6 +122,7 @@ SCHEMA = {
     "file": "String",
     "member": "String",
     "offset": "Int64",
+    "bytes": "Int64",
     "stride": "Int64",
     "note": "String",
 }

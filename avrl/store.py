@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 SHARD = 4096  # frames a file: some 70 MB and 4,300 files for EgoDex part 1; 8,192 doubles the loss of a kill
 EMPTY = 2**64 - 1
 CRC_BYTES = 4
+INDEX_BYTES = SHARD * 16 + CRC_BYTES  # of a shard, whatever it holds
 
 
 def seal(jpeg: bytes) -> bytes:

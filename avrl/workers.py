@@ -30,6 +30,14 @@ AGAIN = "run the same command: it goes on"
 T = TypeVar("T")
 
 
+def count(workers: int, engine: str) -> int:
+    """Units at a time that `in_order` will do; 0 workers means one a core, of this machine or of the cluster."""
+    if workers or engine == "processes":
+        return workers or len(os.sched_getaffinity(0))
+    with _ray(count, 0) as (_, many):
+        return many
+
+
 def in_order(function: Callable[..., T], calls: Iterable[tuple[Any, ...]], workers: int, engine: str) -> Generator[T]:
     """Results of ``function(*call)`` in the order of the calls, so many of them at once.
 
@@ -53,7 +61,7 @@ def in_order(function: Callable[..., T], calls: Iterable[tuple[Any, ...]], worke
 
 @contextmanager
 def _processes(function: Callable[..., T], workers: int) -> Iterator[tuple[Submit, int]]:
-    many = workers or len(os.sched_getaffinity(0))
+    many = count(workers, "processes")
     pool = ProcessPoolExecutor(many, mp_context=get_context("spawn"), initializer=_attend)
     try:
         yield lambda *call: pool.submit(function, *call), many

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
 
-from avrl.cache import size
+from avrl.artifact import Artifact
+from avrl.cache import Cache, size
 from avrl.errors import ConfigError
 from avrl.sources import SOURCES
+from avrl.stage import run
 from avrl.stages import fetch
-from avrl.stages.prep import STAGE, PrepConfig
+from avrl.stages.prep import STAGE, PrepConfig, plan
 from avrl_cli.options import verb
 from avrl_cli.output import Session
 
@@ -40,16 +45,18 @@ def command(
     if source not in (*SOURCES, "sample"):
         raise ConfigError(f"no source named {source!r}", f"known: {', '.join(SOURCES)}, sample")
     if stream or origin:
-        lists = {"part": _listed(part), "task": _listed(task)}
-        words = {**lists, "episodes": episodes, "origin": origin}
-        asked = fetch.settled(fetch.FetchConfig(source=source, stream=stream, **words))  # type: ignore[arg-type]
+        chosen = fetch.FetchConfig(source=source, part=_listed(part), task=_listed(task), episodes=episodes)
+        asked = fetch.settled(replace(chosen, stream=stream, origin=origin))
         for line in fetch.licence(asked):
             session.say(line)
         here = session.run(fetch.STAGE, asked, {}, fetch.expect(asked, session.store) if session.dry_run else "")
-        if not here:
-            return
-        raw = here.ref
-    elif part or task or episodes:
+        if here:
+            _prepare(session, config, here)
+        else:  # a dry run: where a zip lies, or a copy, is soon told
+            with TemporaryDirectory() as folder:
+                _prepare(session, config, run(fetch.STAGE, fetch.seen(asked), {}, Cache(Path(folder)))[0])
+        return
+    if part or task or episodes:
         raise ConfigError("--part, --task and --episodes go with --stream or --from", "or name the artifact with --raw")
     for name in SOURCES if source == "sample" else (source,):
         ref = f"{name}-sample" if source == "sample" else raw
@@ -61,8 +68,17 @@ def command(
             make=f"avrl fetch {source}",
             option="--raw",
         )
-        expect = f"reads {size(found.bytes)}; free on the cache's disk: {size(session.store.free())}"
-        session.run(STAGE, config, {"raw": found}, expect)
+        _prepare(session, config, found)
+
+
+def _prepare(session: Session, config: PrepConfig, raw: Artifact) -> None:
+    """Run the stage, or tell its plan."""
+    inputs, expect = {"raw": raw}, ""
+    if session.dry_run and not session.store.find(STAGE.name, STAGE.key(config, inputs)):
+        told = plan(config, inputs, session.store)
+        session.document.setdefault("plan", []).append(told.as_json(config.price))
+        expect = f"{told.words(config.price)}; {size(session.store.free())} free: it fits"
+    session.run(STAGE, config, inputs, expect)
 
 
 def _listed(given: list[str] | None) -> tuple[str, ...]:

@@ -36,9 +36,9 @@ LAYERS = {
         avrl.comparison avrl.tables avrl.verdicts avrl.answers avrl.pictures avrl.typeset avrl.page avrl.report
     """,
     "nouns": """
-        avrl.episodes avrl.frames avrl.packing avrl.workers avrl.labels avrl.pairs avrl.store avrl.codec avrl.video
-        avrl.http avrl.server avrl.s3 avrl.zips avrl.remotezip avrl.members avrl.locks avrl.tfrecord
-        avrl.intervals avrl.outcome avrl.torchvision_ops
+        avrl.episodes avrl.frames avrl.plan avrl.packing avrl.workers avrl.labels avrl.pairs avrl.store avrl.codec
+        avrl.video avrl.http avrl.server avrl.s3 avrl.zips avrl.remotezip avrl.members avrl.locks
+        avrl.tfrecord avrl.intervals avrl.outcome avrl.torchvision_ops
         avrl.sources avrl.sources.bridge avrl.sources.egodex
         avrl.encoders avrl.encoders.efficientnet_lite0 avrl.encoders.pixels avrl.encoders.r3m
         avrl.encoders.timm_image avrl.encoders.weights

@@ -36,7 +36,7 @@ from avrl.store import FrameStore
 SIZE = 32
 COLUMNS = [
     *("episode_index", "episode_id", "task", "language", "split", "length", "fps", "file", "member", "offset"),
-    *("stride", "note"),
+    *("bytes", "stride", "note"),
     *("dataset_from_index", "dataset_to_index"),
 ]
 

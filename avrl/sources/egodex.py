@@ -96,10 +96,10 @@ def chosen(names: list[str], tasks: tuple[str, ...], n_episodes: int) -> list[st
 
 def survey(raw: Path) -> tuple[list[Episode], list[Dropped]]:
     """Pairs of ``<n>.mp4`` and ``<n>.hdf5`` in every zip or unpacked part; a clip or a pose file alone is dropped."""
-    found: list[tuple[tuple[str, str, int], str, str]] = []
+    found: list[tuple[tuple[str, str, int], str, str, int]] = []
     dropped: list[Dropped] = []
     for place in _places(raw):
-        names = {name for name in _names(place) if PurePosixPath(name).suffix in (".mp4", ".hdf5")}
+        names = {name: n for name, n in _sizes(place).items() if PurePosixPath(name).suffix in (".mp4", ".hdf5")}
         stems = {str(PurePosixPath(name).with_suffix("")) for name in names}
         for stem in stems:
             part, task, number = stem.split("/")[-3:] if stem.count("/") >= 2 else ("", "", "")
@@ -108,10 +108,10 @@ def survey(raw: Path) -> tuple[list[Episode], list[Dropped]]:
                 why = f"has no {missing[0]} beside it" if missing else "is not <part>/<task>/<n>"
                 dropped.append(Dropped(stem, why, "unpaired"))
             else:
-                found.append(((part, task, int(number)), place.name, stem))
+                found.append(((part, task, int(number)), place.name, stem, names[stem + ".mp4"]))
     episodes = [
-        Episode(index, stem, task, "", _split(part), 0, 0.0, file, stem + ".mp4")
-        for index, ((part, task, _), file, stem) in enumerate(sorted(found))
+        Episode(index, stem, task, "", _split(part), 0, 0.0, file, stem + ".mp4", bytes=n_bytes)
+        for index, ((part, task, _), file, stem, n_bytes) in enumerate(sorted(found))
     ]
     return episodes, sorted(dropped, key=lambda one: one.episode_id)
 
@@ -128,10 +128,13 @@ def _places(raw: Path) -> list[Path]:
     return sorted(found)
 
 
-def _names(place: Path) -> list[str]:
+def _sizes(place: Path) -> dict[str, int]:
+    """Name -> bytes of everything in a place."""
     if place.is_dir():
-        return [f"{place.name}/{path.relative_to(place).as_posix()}" for path in place.glob("*/*") if path.is_file()]
-    return [one.filename for one in (zips.check(place) if place.exists() else _remote(place).members)]
+        files = [path for path in place.glob("*/*") if path.is_file()]
+        return {f"{place.name}/{path.relative_to(place).as_posix()}": path.stat().st_size for path in files}
+    members = zips.check(place) if place.exists() else _remote(place).members
+    return {one.filename: one.file_size for one in members}
 
 
 def frames(raw: Path, episode: Episode, view: View, scratch: Path) -> tuple[Episode, Iterator[np.ndarray]]:

@@ -145,6 +145,11 @@ def _place(config: FetchConfig) -> Path | None:
     return Path(config.origin) if config.origin.startswith("/") else None
 
 
+def seen(config: FetchConfig) -> FetchConfig:
+    """The request that makes a settled one's files readable where they lie, without fetching them."""
+    return config if _place(config) else replace(config, stream=True)
+
+
 def _some(config: FetchConfig) -> bool:
     """Whether only some members of the zips are wanted."""
     return bool(config.task or config.episodes)

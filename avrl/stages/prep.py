@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from avrl.artifact import SCRATCH
@@ -13,9 +15,12 @@ from avrl.errors import ConfigError
 from avrl.stage import Built, Inputs, Stage
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from avrl.artifact import Artifact
+    from avrl.frames import Job, Share
+    from avrl.plan import Plan
+
+
+AMPLE = 20  # times the source's bytes: with so much room, a store fits that nobody has planned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +38,7 @@ class PrepConfig:
     ] = "fail"
     shard: Annotated[str, Opt("Make only the i-th of n shares; `avrl prep` without it joins them", unit="i/n")] = ""
     workers: Annotated[int, Opt("Decoders at a time; 0 means one a core", runtime=True)] = 0
+    price: Annotated[float, Opt("What this machine costs: --dry-run tells the money", unit="$/h", runtime=True)] = 0.0
     engine: Annotated[
         Literal["processes", "ray"], Opt("Decode in processes here, or as tasks of a Ray cluster", runtime=True)
     ] = "processes"
@@ -58,21 +64,55 @@ def _slug(config: PrepConfig, inputs: Inputs) -> str:
 
 
 def _build(config: PrepConfig, inputs: Inputs, out: Path) -> Built:
-    from avrl.episodes import View
-    from avrl.frames import Job, Share, prepare
+    from avrl.frames import prepare
 
-    job = Job(
+    cache, job, share = Cache(out.parent.parent), _job(config, inputs, out / SCRATCH), _share(config)
+    partials = [] if config.shard else _partials(config, inputs, cache)
+    scarce = cache.free() < AMPLE * inputs["raw"].manifest.facts.get("bytes", 0)
+    if scarce and not partials and not (out / SCRATCH).exists():  # else what is begun has been found to fit
+        _plan(config, inputs, out / SCRATCH, cache)
+    return Built(prepare(job, out, workers=config.workers, engine=config.engine, share=share, partials=partials))
+
+
+def _job(config: PrepConfig, inputs: Inputs, scratch: Path) -> Job:
+    from avrl.episodes import View
+    from avrl.frames import Job
+
+    return Job(
         source=inputs["raw"].manifest.config["source"],
         raw=inputs["raw"].root,
-        scratch=out / SCRATCH,
+        scratch=scratch,
         view=View(config.image_size, config.crop, config.fps),
         quality=config.quality,
         drop=config.on_error == "drop",
     )
-    share = Share(*map(int, config.shard.split("/"))) if config.shard else Share()
-    partials = [] if config.shard else _partials(config, inputs, Cache(out.parent.parent))
-    facts = prepare(job, out, workers=config.workers, engine=config.engine, share=share, partials=partials)
-    return Built(facts)
+
+
+def _share(config: PrepConfig) -> Share:
+    from avrl.frames import Share
+
+    return Share(*map(int, config.shard.split("/"))) if config.shard else Share()
+
+
+def _plan(config: PrepConfig, inputs: Inputs, scratch: Path, cache: Cache) -> Plan:
+    from avrl.plan import estimate
+
+    job = _job(config, inputs, scratch)
+    plan = estimate(job, workers=config.workers, engine=config.engine, share=_share(config))
+    cache.require_space(plan.bytes, f"the frame store of {inputs['raw'].ref}")
+    return plan
+
+
+def plan(config: PrepConfig, inputs: Inputs, cache: Cache) -> Plan:
+    """What a build would come to, from a few clips that are decoded and thrown away.
+
+    Raises:
+        DiskFullError: it does not fit.
+        IntegrityError: there is no usable clip.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        # A damaged clip is for the build to refuse or to drop.
+        return _plan(replace(config, on_error="drop"), inputs, Path(folder), cache)
 
 
 def _partials(config: PrepConfig, inputs: Inputs, cache: Cache) -> list[Artifact]:

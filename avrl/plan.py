@@ -1,0 +1,125 @@
+"""The plan of a prep: frames, bytes, time and money of a whole source from a few of its clips, before the first byte.
+
+Clips are taken at even distances along the sizes of all, and what they come to is scaled by source bytes (a ratio
+estimate: Cochran 1977, "Sampling Techniques", chapter 6): long clips weigh as much as they will. More are taken until
+the standard error is small.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from avrl import store
+from avrl.cache import size
+from avrl.errors import IntegrityError
+from avrl.frames import Job, Share, encode_episode
+from avrl.packing import UNIT
+from avrl.sources import source
+from avrl.workers import count, in_order
+
+if TYPE_CHECKING:
+    from avrl.episodes import Episode
+
+FEWEST, MOST = 16, 128  # clips
+ERROR = 0.025  # relative standard error of the store's size that is good enough
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a prep will come to.
+
+    Attributes:
+        episodes: Of the source, or of the share of it.
+        frames: In the store.
+        bytes: Of the store.
+        seconds: With so many decoders on this machine.
+        error: Relative standard error of ``bytes``.
+        sampled: Episodes that were decoded to know.
+        decoders: At a time.
+    """
+
+    episodes: int
+    frames: int
+    bytes: int
+    seconds: float
+    error: float
+    sampled: int
+    decoders: int
+
+    def words(self, price: float) -> str:
+        """For the terminal; `price` of the machine in $/h, 0 if nobody asked."""
+        money = f", ${self.seconds / 3600 * price:,.2f} at ${price:g}/h" if price else ""
+        return (
+            f"{self.episodes:,} episodes, {self.frames:,} frames; a store of {size(self.bytes)}"
+            f" (+-{2 * self.error:.0%}, {self.sampled} episodes were decoded to know);"
+            f" {hours(self.seconds)} with {self.decoders} decoders{money}"
+        )
+
+    def as_json(self, price: float) -> dict[str, Any]:
+        """For ``--json``."""
+        return {**asdict(self), "dollars": round(self.seconds / 3600 * price, 2)}
+
+
+def hours(seconds: float) -> str:
+    """A time as people say it: ``45 s``, ``12 min``, ``3.4 h``."""
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 100
+        else f"{seconds / 60:.0f} min"
+        if seconds < 6000
+        else f"{seconds / 3600:.1f} h"
+    )
+
+
+def estimate(job: Job, *, workers: int = 0, engine: str = "processes", share: Share = Share()) -> Plan:  # noqa: B008
+    """Decode a few episodes of a source and tell what all of them will come to.
+
+    What is decoded stays in the job's scratch, so a build that follows there has it already.
+
+    Raises:
+        IntegrityError: no episode can be decoded, or one is damaged and not to be dropped.
+    """
+    job.scratch.mkdir(parents=True, exist_ok=True)
+    episodes = [one for one in source(job.source).survey(job.raw)[0] if share.has(one)]
+    if not episodes:
+        raise IntegrityError(f"{job.raw} has no usable episode", "look at what was dropped, or fetch again")
+    decoders = count(workers, engine)
+    known: dict[int, tuple[int, int, float]] = {}
+    wanted = min(len(episodes), max(FEWEST, 2 * decoders))
+    by_size = sorted(episodes, key=lambda one: one.bytes)
+    while True:
+        picks = np.unique(np.linspace(0, len(by_size) - 1, wanted).round().astype(int))
+        fresh = [by_size[i] for i in picks if by_size[i].episode_index not in known]
+        with closing(in_order(measured, ((job, one) for one in fresh), workers, engine)) as results:
+            known |= {one.episode_index: result for one, result in zip(fresh, results, strict=True)}
+        plan = _plan(by_size, known, decoders)
+        if plan.error <= ERROR or wanted >= min(len(episodes), MOST):
+            return plan
+        wanted = min(len(episodes), MOST, 2 * wanted)
+
+
+def measured(job: Job, episode: Episode) -> tuple[int, int, float]:
+    """Frames, sealed bytes and seconds of one episode; runs in a worker."""
+    begun = time.perf_counter()
+    record = encode_episode(job, episode)
+    lengths = record.get("lengths", ())
+    return len(lengths), sum(lengths), time.perf_counter() - begun
+
+
+def _plan(episodes: list[Episode], known: dict[int, tuple[int, int, float]], decoders: int) -> Plan:
+    """Scale what is known by source bytes."""
+    sizes = np.array([max(1, one.bytes) for one in episodes if one.episode_index in known], np.float64)
+    found = np.array([known[one.episode_index] for one in episodes if one.episode_index in known], np.float64)
+    whole = float(sum(max(1, one.bytes) for one in episodes))
+    frames, n_bytes, seconds = found.sum(0) / sizes.sum() * whole
+    n, rest = len(sizes), 1 - len(sizes) / len(episodes)
+    spread = found[:, 1] - sizes * found[:, 1].sum() / sizes.sum()
+    error = float(np.sqrt(rest * (spread**2).sum() / max(1, n - 1) / n) * len(episodes) / max(1.0, n_bytes))
+    units = -(-len(episodes) // UNIT)
+    n_bytes += units * -(-frames / units // store.SHARD) * store.INDEX_BYTES
+    return Plan(len(episodes), round(frames), round(n_bytes), seconds / decoders, error, n, decoders)
