@@ -37,7 +37,8 @@ LAYERS = {
     """,
     "nouns": """
         avrl.episodes avrl.frames avrl.labels avrl.pairs avrl.store avrl.codec avrl.video
-        avrl.http avrl.server avrl.zips avrl.tfrecord avrl.intervals avrl.outcome avrl.torchvision_ops
+        avrl.http avrl.server avrl.s3 avrl.mirror avrl.zips
+        avrl.tfrecord avrl.intervals avrl.outcome avrl.torchvision_ops
         avrl.sources avrl.sources.bridge avrl.sources.egodex
         avrl.encoders avrl.encoders.efficientnet_lite0 avrl.encoders.pixels avrl.encoders.r3m
         avrl.encoders.timm_image avrl.encoders.weights
