@@ -91,7 +91,7 @@ def download(
 
 def connect(url: str, connections: int, patience: Patience) -> Origin:
     """Whoever serves this address: a web server, or a bucket (``s3://``)."""
-    if url.startswith("s3://"):
+    if url.startswith("s3://"):  # `avrl.s3` loads boto3, which few need
         from avrl.s3 import Object
 
         return Object(url, connections, patience)

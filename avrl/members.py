@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import TYPE_CHECKING
 
 from avrl import zips
-from avrl.remotezip import RemoteZip
+from avrl.remotezip import SUFFIX, RemoteZip
 
 if TYPE_CHECKING:
     import zipfile
@@ -75,3 +75,15 @@ def extract(
             threads.shutdown(wait=False, cancel_futures=True)
             raise
     zips.pack(scratch, names, target)
+
+
+def tally(path: Path) -> dict[str, int]:
+    """Files, bytes and clips of a file or a folder that has arrived; a zip is checked for wholeness and harm."""
+    files = [one for one in path.rglob("*") if one.is_file()] if path.is_dir() else [path]
+    n_bytes, names = sum(one.stat().st_size for one in files), [one.name for one in files]
+    if path.suffix == ".zip":
+        names = [one.filename for one in zips.check(path)]
+    elif path.suffix == SUFFIX:  # what will come through, though it is not here
+        members = RemoteZip.recall(path.with_suffix("")).members
+        n_bytes, names = sum(one.compress_size for one in members), [one.filename for one in members]
+    return {"files": len(files), "bytes": n_bytes, "clips": sum(name.endswith(".mp4") for name in names)}

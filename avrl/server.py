@@ -76,7 +76,7 @@ class Published:
 class Body(Protocol):
     """The bytes of an answer."""
 
-    def stream(self, amt: int) -> Iterator[bytes]:
+    def stream(self, amt: int, /) -> Iterator[bytes]:
         """Chunks of at most so many bytes, as they arrive."""
         ...
 

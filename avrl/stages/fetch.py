@@ -40,6 +40,7 @@ class FetchConfig:
     episodes: Annotated[int, Opt("Only so many episodes, spread evenly over the tasks; 0: all")] = 0
     origin: Annotated[str, Opt("Mirror (http, https, s3), or folder with a copy, which is linked", flag="--from")] = ""
     stream: Annotated[bool, Opt("Keep no zip, only where it lies", hidden=True)] = False
+    price: Annotated[float, Opt("What this machine costs: --dry-run tells the money", unit="$/h", runtime=True)] = 0.0
     workers: Annotated[int, Opt("Ranges of a file fetched side by side", runtime=True)] = 4
     locked: Annotated[
         str, Opt("Hold files to the checksums in this file: sha256sum's, or an earlier fetch's manifest", runtime=True)
@@ -117,18 +118,21 @@ def expect(config: FetchConfig, cache: Cache) -> str:
     if _some(config) or config.stream:
         chosen = [one for members in _choice(config).values() for one in members]
         told = f"{sum(one.filename.endswith('.mp4') for one in chosen)} clips, {size(_bytes(chosen))} to fetch"
-        return f"{told}, of which nothing is kept" if config.stream else f"{told}: {_hours(_bytes(chosen))}"
+        return (
+            f"{told}, of which nothing is kept" if config.stream else f"{told}: {_hours(_bytes(chosen), config.price)}"
+        )
     if place:
         return f"{len(module.local_files(place, config.part))} files of {place} linked, nothing copied"
     n_files = len(module.remote_files(config.part))
     if config.origin:
         return f"{n_files} files; the mirror tells their sizes when asked"
     n_bytes = _require_space(config, cache, cache.partial(STAGE.name, _slug(config, {}), key))
-    return f"{n_files} files, {size(n_bytes)} to fetch: {_hours(n_bytes)}"
+    return f"{n_files} files, {size(n_bytes)} to fetch: {_hours(n_bytes, config.price)}"
 
 
-def _hours(n_bytes: int) -> str:
-    return ", ".join(f"{n_bytes / rate / 3.6e9:.1f} h at {rate} MB/s" for rate in RATES)
+def _hours(n_bytes: int, price: float) -> str:
+    hours = [(n_bytes / rate / 3.6e9, rate) for rate in RATES]
+    return ", ".join(f"{h:.1f} h at {rate} MB/s" + (f" (${h * price:,.2f})" if price else "") for h, rate in hours)
 
 
 def _slug(config: FetchConfig, _: Inputs) -> str:
@@ -156,21 +160,34 @@ def _some(config: FetchConfig) -> bool:
 
 
 def _build(config: FetchConfig, _: Inputs, folder: Path) -> Built:
+    from avrl.members import tally
+
     place = _place(config)
     parts: dict[str, Counter[str]] = {part: Counter() for part in config.part}
     sums = sums_of(config.locked) if config.locked else {}
     if _some(config) or config.stream:
         arrivals = _pick(config, folder)
     else:
+        sums = sums or _listed(config)
         arrivals = _link(config, place, folder) if place else _download(config, folder)
     for part, path in arrivals:
-        parts[part].update(_count(path))
+        parts[part].update(tally(path))
         if sums and path.is_file():
             hold_to(sums, {path.relative_to(folder).as_posix(): sha256_of(path)})
     kind = {"": "published", "sample": "sample"}.get(config.origin, "folder" if place else "mirror")
     totals = sum(parts.values(), Counter[str]())
     facts = {"origin": kind, **totals, "parts": {part: dict(+count) for part, count in parts.items()}}
     return Built(facts, licence(config))
+
+
+def _listed(config: FetchConfig) -> dict[str, str]:
+    """Name -> SHA-256 of what a bucket's manifest lists; empty for other origins, and buckets without one."""
+    if not config.origin.startswith("s3://"):
+        return {}
+    from avrl.s3 import read_manifest
+
+    manifest = read_manifest(config.origin) or {}
+    return {file["path"]: file["sha256"] for file in manifest.get("files", ())}
 
 
 def _choice(config: FetchConfig) -> dict[str, list[zipfile.ZipInfo]]:
@@ -274,20 +291,6 @@ def _require_space(config: FetchConfig, cache: Cache, partial: Path) -> int:
     missing = max(0, (_total(config) or 0) - there)
     cache.require_space(missing, _slug(config, {}))
     return missing
-
-
-def _count(path: Path) -> dict[str, int]:
-    """Files, bytes and clips of what has arrived; a zip is checked for wholeness and harm."""
-    from avrl import remotezip, zips
-
-    files = [one for one in path.rglob("*") if one.is_file()] if path.is_dir() else [path]
-    n_bytes, names = sum(one.stat().st_size for one in files), [one.name for one in files]
-    if path.suffix == ".zip":
-        names = [one.filename for one in zips.check(path)]
-    elif path.suffix == remotezip.SUFFIX:  # what will come through, though it is not here
-        members = remotezip.RemoteZip.recall(path.with_suffix("")).members
-        n_bytes, names = _bytes(members), [one.filename for one in members]
-    return {"files": len(files), "bytes": n_bytes, "clips": sum(name.endswith(".mp4") for name in names)}
 
 
 STAGE = Stage(name="raw", version=1, config=FetchConfig, slug=_slug, build=_build)
