@@ -9,6 +9,8 @@ Legend: B samples, T=2 frames (t, t+gap), H W pixels, C=3 RGB, N indices of an e
 
 from __future__ import annotations
 
+import itertools
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
     from avrl.store import FrameStore
 
+AHEAD = 2  # batches decoded before they are asked for: with steps of uneven length 1.1 to 1.2 times as fast as 1
 GAP_DRAW, START_DRAW, MASK_DRAW = 1, 2, 3  # independent streams of random numbers
 
 
@@ -84,12 +87,12 @@ class Pairs:
                 f"an epoch of {self.indices} pairs is less than one batch of {batch_size}",
                 "lower --batch-size or raise --pairs-per-episode",
             )
-        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
 
     def draw(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Rows of frame t, gaps and sample seeds of a global batch: three int64 arrays of the batch's length."""
         epoch, within = divmod(step, self.steps_per_epoch)
-        index = self._epoch(epoch)[within * self.batch_size : (within + 1) * self.batch_size]
+        index = self._epoch(epoch)[within * self.batch_size : (within + 1) * self.batch_size].astype(np.int64)
         episode = index // self.sampling.pairs_per_episode
         length = self._length[episode]
         seed = self.sampling.seed
@@ -101,7 +104,9 @@ class Pairs:
     def _epoch(self, epoch: int) -> np.ndarray:
         if self._order[0] != epoch:
             generator = np.random.Generator(np.random.Philox(key=[self.sampling.seed, epoch]))
-            self._order = epoch, generator.permutation(self.indices)
+            order = np.arange(self.indices, dtype=np.min_scalar_type(self.indices))  # 19 MB for part 1, not 37
+            generator.shuffle(order)
+            self._order = epoch, order
         return self._order[1]
 
     def _gap(self, u_B: np.ndarray, length_B: np.ndarray) -> np.ndarray:
@@ -126,14 +131,13 @@ class Pairs:
         return Batch(torch.from_numpy(frames).view(shape), torch.from_numpy(gap), torch.from_numpy(seed))
 
     def stream(self, start: int, stop: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
-        """Batches of the steps [start, stop), the next one always being decoded while one is in use."""
-        with ThreadPoolExecutor(1) as ahead:
-            following = ahead.submit(self.batch, start, rank, world) if start < stop else None
-            for step in range(start, stop):
-                assert following is not None
-                current = following.result()
-                if step + 1 < stop:
-                    following = ahead.submit(self.batch, step + 1, rank, world)
+        """Batches of the steps [start, stop); the next ones are decoded, one after the other, while one is in use."""
+        with ThreadPoolExecutor(1) as decoder:
+            jobs = (decoder.submit(self.batch, step, rank, world) for step in range(start, stop))
+            ahead = deque(itertools.islice(jobs, AHEAD))
+            while ahead:
+                current = ahead.popleft().result()
+                ahead.extend(itertools.islice(jobs, 1))
                 yield current
 
 

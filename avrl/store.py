@@ -1,4 +1,4 @@
-"""The frame store: one sharded Zarr v3 array, read straight from mapped shards; plain zarr-python reads it too.
+"""The frame store: one sharded Zarr v3 array, read straight from its shards; plain zarr-python reads it too.
 
 Layout of a shard file (Zarr's ``sharding_indexed``, index at the end): the chunks of up to `SHARD` frames, each
 a JPEG and its crc32c, then (offset, length) as little-endian uint64 for every slot, then the index's crc32c.
@@ -11,18 +11,17 @@ from __future__ import annotations
 
 import itertools
 import json
-import mmap
 import os
+import resource
 import struct
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import google_crc32c
 import numpy as np
 import simplejpeg
 
-from avrl.errors import IntegrityError
+from avrl.errors import IntegrityError, TemporaryError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -32,13 +31,19 @@ if TYPE_CHECKING:
 
 SHARD = 4096  # frames a file: some 70 MB and 4,300 files for EgoDex part 1; 8,192 doubles the loss of a kill
 EMPTY = 2**64 - 1
-CRC_BYTES = 4
-INDEX_BYTES = SHARD * 16 + CRC_BYTES  # of a shard, whatever it holds
+CRC = struct.Struct("<I")
+SLOT = struct.Struct("<QQ")  # offset and length of a chunk
+INDEX_BYTES = SHARD * SLOT.size + CRC.size  # of a shard, whatever it holds
 
 
-def seal(jpeg: bytes) -> bytes:
-    """A chunk as it lies in a shard: the JPEG and its crc32c."""
-    return jpeg + struct.pack("<I", google_crc32c.value(jpeg))
+def seal(content: bytes) -> bytes:
+    """A chunk, or an index, as it lies in a shard: with its crc32c at the end."""
+    return content + CRC.pack(google_crc32c.value(content))
+
+
+def intact(sealed: bytes) -> bool:
+    """Whether the crc32c at the end is that of what stands before it."""
+    return len(sealed) > CRC.size and CRC.pack(google_crc32c.value(sealed[: -CRC.size])) == sealed[-CRC.size :]
 
 
 def check_chunks(blob: bytes, lengths: list[int], path: Path) -> None:
@@ -47,10 +52,9 @@ def check_chunks(blob: bytes, lengths: list[int], path: Path) -> None:
     Raises:
         IntegrityError: they are not what was sealed (a power cut can leave a renamed file empty).
     """
-    at, view = 0, np.frombuffer(blob, np.uint8)  # google_crc32c takes arrays, but no memoryview
+    at = 0
     for length in lengths:
-        body, crc = view[at : at + length - CRC_BYTES], view[at + length - CRC_BYTES : at + length]
-        if len(crc) != CRC_BYTES or int(crc.view("<u4")[0]) != google_crc32c.value(body):
+        if not intact(blob[at : at + length]):
             raise IntegrityError(f"{path} is damaged", f"rm -r {path.parent.parent} and run the same command")
         at += length
 
@@ -70,8 +74,7 @@ def write_shard(path: Path, pieces: Iterable[tuple[bytes, list[int]]]) -> None:
             for length in lengths:
                 index[row] = position, length
                 row, position = row + 1, position + length
-        table = index.tobytes()
-        handle.write(table + struct.pack("<I", google_crc32c.value(table)))
+        handle.write(seal(index.tobytes()))
         handle.flush()
         os.fsync(handle.fileno())  # the chunks' other copy is unlinked as soon as the shard is recorded
     temporary.rename(path)
@@ -111,8 +114,44 @@ def shard_path(root: Path, shard: int) -> Path:
     return root / "frames" / "c" / str(shard) / "0" / "0" / "0"
 
 
+class Shard:
+    """An open shard whose index is whole.
+
+    Read with ``pread``, not through a mapping: page faults are served while the GIL is held, so threads cannot
+    wait for a cold disk side by side, and page tables over 296 GB of shards cost each process 0.6 GB.
+
+    Args:
+        descriptor: Of the file; closed with the last reference, for another thread may still be reading.
+        slots: Chunks that the index has room for.
+
+    Raises:
+        ValueError: the index is damaged.
+    """
+
+    def __init__(self, descriptor: int, slots: int) -> None:
+        self._descriptor = descriptor
+        self._index = os.fstat(descriptor).st_size - slots * SLOT.size - CRC.size  # the chunks lie before it
+        sealed = os.pread(descriptor, slots * SLOT.size + CRC.size, self._index) if self._index >= 0 else b""
+        if not intact(sealed):
+            raise ValueError("is damaged: its index has another crc32c")
+        table = np.frombuffer(sealed[: -CRC.size], "<u8").reshape(slots, 2)
+        used = table[table[:, 0] != EMPTY]
+        if len(used) and int((used[:, 0] + used[:, 1]).max()) > self._index:
+            raise ValueError("is damaged: its index points outside")
+
+    def __del__(self) -> None:
+        os.close(self._descriptor)
+
+    def chunk(self, slot: int) -> bytes | None:
+        """A sealed chunk, or None if the slot is empty. The index is in the page cache, once for all ranks."""
+        offset, length = SLOT.unpack(os.pread(self._descriptor, SLOT.size, self._index + slot * SLOT.size))
+        return None if offset == EMPTY else os.pread(self._descriptor, length, offset)
+
+
 class FrameStore:
     """Random access to the frames of a finished ``frames`` artifact.
+
+    It may be used from several threads, after a fork and, pickled, in a spawned process.
 
     Args:
         root: The artifact's directory, with ``frames.zarr`` and ``episodes.parquet``.
@@ -127,16 +166,21 @@ class FrameStore:
         self.episodes: pl.DataFrame = pl.read_parquet(root / "episodes.parquet")
         metadata: dict[str, Any] = json.loads((root / "frames.zarr" / "frames" / "zarr.json").read_bytes())
         self.image_size: int = metadata["shape"][1]
-        self._shard: int = metadata["chunk_grid"]["configuration"]["chunk_shape"][0]
-        self._shards: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._slots: int = metadata["chunk_grid"]["configuration"]["chunk_shape"][0]
+        self._shards: dict[int, Shard] = {}
+        self._most = _descriptors(metadata["shape"][0] // self._slots)
         self._threads = threads
+        self._pools: dict[int, ThreadPoolExecutor] = {}
 
     def __len__(self) -> int:
         return int(self.episodes["length"].sum())
 
-    @cached_property
+    def __reduce__(self) -> tuple[type[FrameStore], tuple[Path, int]]:
+        return FrameStore, (self.root, self._threads)
+
     def _pool(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(self._threads)
+        """This process's own: after a fork the parent's has no threads, and would wait for ever."""
+        return self._pools.get(os.getpid()) or self._pools.setdefault(os.getpid(), ThreadPoolExecutor(self._threads))
 
     def read(self, rows_N: np.ndarray, out_NHWC: np.ndarray | None = None) -> np.ndarray:
         """Decode frames by row of the array.
@@ -150,6 +194,7 @@ class FrameStore:
 
         Raises:
             IntegrityError: a frame is missing or its checksum is wrong; the message names file and row.
+            TemporaryError: the file system failed.
         """
         size = self.image_size
         if out_NHWC is None:
@@ -157,8 +202,8 @@ class FrameStore:
         if self._threads <= 1 or len(rows_N) < 2 * self._threads:
             self._decode(rows_N, out_NHWC)
             return out_NHWC
-        cuts = np.linspace(0, len(rows_N), self._threads + 1).astype(int)
-        jobs = [self._pool.submit(self._decode, rows_N[a:b], out_NHWC[a:b]) for a, b in itertools.pairwise(cuts)]
+        cuts, pool = np.linspace(0, len(rows_N), self._threads + 1).astype(int), self._pool()
+        jobs = [pool.submit(self._decode, rows_N[a:b], out_NHWC[a:b]) for a, b in itertools.pairwise(cuts)]
         for job in jobs:
             job.result()
         return out_NHWC
@@ -167,41 +212,49 @@ class FrameStore:
         for row, out in zip(rows_N.tolist(), out_NHWC, strict=True):
             simplejpeg.decode_jpeg(self.jpeg(row), colorspace="RGB", buffer=out)
 
-    def jpeg(self, row: int) -> np.ndarray:
-        """The JPEG of a frame as uint8 bytes, checked against their crc32c.
+    def jpeg(self, row: int) -> bytes:
+        """The JPEG of a frame, checked against its crc32c.
 
         Raises:
             IntegrityError: see `read`.
+            TemporaryError: see `read`.
         """
-        shard, slot = divmod(row, self._shard)
-        data, index = self._shards.get(shard) or self._open(shard)
-        offset, length = int(index[slot, 0]), int(index[slot, 1])
-        if offset == EMPTY:
-            raise IntegrityError(f"{shard_path(self.root / 'frames.zarr', shard)} has no frame in row {row}")
-        body = data[offset : offset + length - CRC_BYTES]
-        crc = data[offset + length - CRC_BYTES : offset + length]
-        if google_crc32c.value(body) != int(crc.view("<u4")[0]):
-            raise IntegrityError(
-                f"{shard_path(self.root / 'frames.zarr', shard)}: the frame in row {row} is damaged (crc32c)",
-                f"rm -r {self.root} and prep again",
-            )
-        return body
-
-    def _open(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
-        path = shard_path(self.root / "frames.zarr", shard)
-        table = self._shard * 16
+        number, slot = divmod(row, self._slots)
         try:
-            with path.open("rb") as handle:
-                data = np.frombuffer(mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
-        except (OSError, ValueError) as error:
-            raise IntegrityError(f"{path} cannot be read: {error}", f"rm -r {self.root} and prep again") from error
-        tail = data[-table - CRC_BYTES :]
-        whole = len(tail) == table + CRC_BYTES
-        if not whole or google_crc32c.value(tail[:table]) != int(tail[table:].view("<u4")[0]):
-            raise IntegrityError(f"{path}: its index is damaged (crc32c)", f"rm -r {self.root} and prep again")
-        index = np.frombuffer(tail[:table], "<u8").reshape(self._shard, 2)
-        used = index[index[:, 0] != EMPTY]
-        if len(used) and int((used[:, 0] + used[:, 1]).max()) > len(data) - len(tail):
-            raise IntegrityError(f"{path}: its index points outside", f"rm -r {self.root} and prep again")
-        self._shards[shard] = data, index
-        return self._shards[shard]
+            sealed = (self._shards.get(number) or self._open(number)).chunk(slot)
+        except FileNotFoundError as error:
+            raise self._error(number, "is missing") from error
+        except ValueError as error:
+            raise self._error(number, str(error)) from error
+        except OSError as error:
+            again = "run the same command: it goes on"
+            raise TemporaryError(f"{self._path(number)} cannot be read: {error.strerror}", again) from error
+        if sealed is None:
+            raise self._error(number, f"has no frame in row {row}")
+        if not intact(sealed):
+            raise self._error(number, f"is damaged: the frame in row {row} has another crc32c")
+        return sealed[: -CRC.size]
+
+    def _open(self, number: int) -> Shard:
+        """Open a shard for its first frame; of two threads that do so at once, one's stays."""
+        if len(self._shards) >= self._most:
+            self._shards.clear()
+        return self._shards.setdefault(number, Shard(os.open(self._path(number), os.O_RDONLY), self._slots))
+
+    def _path(self, number: int) -> Path:
+        return shard_path(self.root / "frames.zarr", number)
+
+    def _error(self, number: int, words: str) -> IntegrityError:
+        return IntegrityError(f"{self._path(number)} {words}", f"rm -r {self.root} and prep again")
+
+
+def _descriptors(wanted: int) -> int:
+    """How many shards to keep open: half of what the process may open, and more is asked for if that is too few.
+
+    ``ulimit -n`` is often 1,024, which a process may raise by itself to the hard limit; part 1 has 4,300 shards.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < 2 * wanted:
+        soft = min(2 * wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return soft // 2

@@ -1,8 +1,11 @@
+import multiprocessing
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made import frame_store
+from test_store import in_a_fork
 
 from avrl.errors import ConfigError
 from avrl.pairs import Pairs, Sampling, hashed, uniform
@@ -76,6 +79,35 @@ def test_other_seeds_and_epochs_give_other_orders(store):
     other = Pairs(store, Sampling(4, 4, 0.8, 50), 10)
     assert pairs.draw(0)[2].tolist() != pairs.draw(pairs.steps_per_epoch)[2].tolist()
     assert pairs.draw(0)[2].tolist() != other.draw(0)[2].tolist()
+
+
+def same(one, other):
+    return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in vars(one))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+def test_the_number_of_threads_changes_nothing(store, threads):
+    few, many = Pairs(store, SAMPLING, 19), Pairs(FrameStore(store.root, threads), SAMPLING, 19)
+    assert all(map(same, few.stream(3, 25), many.stream(3, 25)))
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_pairs_in_use_work_after_a_fork_and_in_a_spawned_process(store):
+    pairs = Pairs(store, SAMPLING, 10)
+    want = list(pairs.stream(0, 5))
+    assert in_a_fork(lambda: all(map(same, pairs.stream(0, 5), want)))
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert same(pool.apply(pairs.batch, (3,)), want[3])
+    assert same(pairs.batch(4), want[4])
+
+
+@pytest.mark.parametrize("per_episode", [5, 50, 20_000])
+def test_the_order_is_numpys_permutation_of_the_epoch(store, per_episode):
+    """In fewer bytes. Another order would be another checkpoint: the stage would need a new version."""
+    pairs = Pairs(store, Sampling(3, 4, 0.8, per_episode), 10)
+    want = np.random.Generator(np.random.Philox(key=[3, 2])).permutation(pairs.indices)
+    assert np.array_equal(pairs._epoch(2), want)
+    assert pairs._epoch(2).itemsize <= 4
 
 
 def test_too_few_pairs_for_a_batch_is_said(store):
