@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 SHARD = 4096  # frames a file: some 70 MB and 4,300 files for EgoDex part 1; 8,192 doubles the loss of a kill
 EMPTY = 2**64 - 1
 CRC = struct.Struct("<I")
+ORIGIN = "origin.json"  # beside the tables of a store whose shards lie in a bucket
 SLOT = struct.Struct("<QQ")  # offset and length of a chunk
 INDEX_BYTES = SHARD * SLOT.size + CRC.size  # of a shard, whatever it holds
 
@@ -114,6 +115,15 @@ def shard_path(root: Path, shard: int) -> Path:
     return root / "frames" / "c" / str(shard) / "0" / "0" / "0"
 
 
+def opened(root: Path, threads: int = 2) -> FrameStore:
+    """The frame store below a folder, whether its shards lie here or in a bucket (`avrl.remotestore`)."""
+    if not (root / ORIGIN).exists():
+        return FrameStore(root, threads)
+    from avrl.remotestore import RemoteStore  # loads boto3
+
+    return RemoteStore(root, threads)
+
+
 class Shard:
     """An open shard whose index is whole.
 
@@ -176,7 +186,7 @@ class FrameStore:
         return int(self.episodes["length"].sum())
 
     def __reduce__(self) -> tuple[type[FrameStore], tuple[Path, int]]:
-        return FrameStore, (self.root, self._threads)
+        return type(self), (self.root, self._threads)
 
     def _pool(self) -> ThreadPoolExecutor:
         """This process's own: after a fork the parent's has no threads, and would wait for ever."""

@@ -20,7 +20,7 @@ from avrl.errors import ConfigError
 from avrl.objectives import modules
 from avrl.pairs import Pairs, Sampling
 from avrl.ranks import Stop, Stopped, agree, told_by_first
-from avrl.store import FrameStore
+from avrl.store import opened
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -85,7 +85,7 @@ def train(out: Path, frames: Path, recipe: Recipe) -> dict[str, Any]:
     world, rank = accelerator.num_processes, accelerator.process_index
     if recipe.batch_size % world:
         raise ConfigError(f"--batch-size {recipe.batch_size} does not divide among {world} processes")
-    pairs = Pairs(FrameStore(frames, recipe.threads), recipe.sampling, recipe.batch_size)
+    pairs = Pairs(opened(frames, recipe.threads), recipe.sampling, recipe.batch_size)
     learner = _Learner(recipe, accelerator, out / SCRATCH / "snapshots")
     total = recipe.epochs * pairs.steps_per_epoch
     warmup = round(recipe.warmup_epochs * pairs.steps_per_epoch)

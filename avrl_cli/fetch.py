@@ -10,7 +10,6 @@ import typer
 from avrl.cache import size
 from avrl.errors import ConfigError
 from avrl.locks import hold_to, sums_of
-from avrl.progress import bar
 from avrl.stages.fetch import STAGE, FetchConfig, expect, licence, settled
 from avrl_cli.options import verb
 from avrl_cli.output import Session
@@ -60,8 +59,4 @@ def command(
         made = session.run(STAGE, one, {}, f"{plan}; {size(session.store.free())} free" if plan else "")
         if made and one.locked:  # a hit was not compared when it was made
             hold_to(sums_of(one.locked), {file.path: file.sha256 for file in made.manifest.files})
-        if made and one.mirror and not session.dry_run:
-            from avrl.mirror import upload
-
-            with bar("mirror", made.bytes, "B", unit_scale=True) as shown:
-                session.say(f"mirrored to {upload(made.manifest.files, made.root, one.mirror, progress=shown.update)}")
+        session.mirror(made, one.mirror)

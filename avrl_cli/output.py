@@ -13,7 +13,7 @@ import typer
 
 from avrl.cache import Cache, size
 from avrl.errors import NotFoundError
-from avrl.progress import QUIET
+from avrl.progress import QUIET, bar
 from avrl.stage import run, why
 
 if TYPE_CHECKING:
@@ -90,6 +90,16 @@ class Session:
         done = "nothing to do" if hit else f"{size(artifact.bytes)} in {artifact.manifest.seconds:.1f} s"
         self.say(f"{stage.name}/{artifact.ref}: {done}")
         return artifact
+
+    def mirror(self, artifact: Artifact | None, url: str) -> None:
+        """Copy a finished artifact to a bucket, if one was named and this is no dry run."""
+        if artifact and url and not self.dry_run:
+            from avrl.mirror import upload
+
+            with bar("mirror", artifact.bytes, "B", unit_scale=True) as shown:
+                place = upload(artifact.manifest.files, artifact.root, url, progress=shown.update)
+            self.artifacts[-1]["mirror"] = place
+            self.say(f"mirrored to {place}")
 
     def missing(self, stage: str, why: str) -> None:
         """Dry run only: a stage that cannot be keyed yet because its input is still to be made."""

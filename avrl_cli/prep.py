@@ -78,7 +78,7 @@ def _prepare(session: Session, config: PrepConfig, raw: Artifact) -> None:
         told = plan(config, inputs, session.store)
         session.document.setdefault("plan", []).append(told.as_json(config.price))
         expect = f"{told.words(config.price)}; {size(session.store.free())} free: it fits"
-    session.run(STAGE, config, inputs, expect)
+    session.mirror(session.run(STAGE, config, inputs, expect), config.mirror)
 
 
 def _listed(given: list[str] | None) -> tuple[str, ...]:

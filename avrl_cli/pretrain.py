@@ -20,18 +20,23 @@ def command(
     session: Session,
     config: PretrainConfig,
     objective: Annotated[Literal["two-stream", "single-stream", "videomae"], typer.Argument(help="Objective")],
-    frames: Annotated[str, typer.Option(help="Which frame store, if there are several")] = "",
+    frames: Annotated[str, typer.Option(help="Which frame store, if several; or s3://BUCKET/PREFIX/NAME")] = "",
 ) -> None:
     """Pretrain an encoder on frame pairs. No action label is read."""
     config = replace(config, objective=objective)
-    found = session.store.resolve(
-        "frames",
-        frames,
-        where=lambda one: whole(one) and (bool(frames) or one.manifest.facts["source"] == "egodex"),
-        what="frames of egodex",
-        make="avrl prep",
-        option="--frames",
-    )
+    if frames.startswith("s3://"):
+        from avrl.remotestore import mirrored
+
+        found = mirrored(frames, session.store, int(config.frames_cap * 1e9))
+    else:
+        found = session.store.resolve(
+            "frames",
+            frames,
+            where=lambda one: whole(one) and (bool(frames) or one.manifest.facts["source"] == "egodex"),
+            what="frames of egodex",
+            make="avrl prep",
+            option="--frames",
+        )
     if session.dry_run or not follow(config, {"frames": found}, session.store):
         expect = f"{config.epochs} epochs of {config.pairs_per_episode} pairs x {found.manifest.facts['episodes']}"
         session.run(STAGE, config, {"frames": found}, expect + " episodes")

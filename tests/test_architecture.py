@@ -38,6 +38,7 @@ LAYERS = {
     "nouns": """
         avrl.episodes avrl.frames avrl.plan avrl.packing avrl.workers avrl.labels avrl.pairs avrl.store avrl.codec
         avrl.video avrl.http avrl.server avrl.s3 avrl.mirror avrl.zips avrl.remotezip avrl.members avrl.locks
+        avrl.remotestore
         avrl.tfrecord avrl.intervals avrl.outcome avrl.torchvision_ops
         avrl.sources avrl.sources.bridge avrl.sources.egodex
         avrl.encoders avrl.encoders.efficientnet_lite0 avrl.encoders.pixels avrl.encoders.r3m

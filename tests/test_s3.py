@@ -18,10 +18,9 @@ import time
 import traceback
 from dataclasses import asdict, replace
 
-import botocore.session
 import clips
 import pytest
-from bucket import BACKEND, NAME, Store, refuse, serving
+from bucket import BACKEND, NAME, refuse
 from moto.s3.models import get_canned_acl
 from werkzeug.wrappers import Response
 
@@ -37,32 +36,8 @@ from avrl.stages import fetch, prep
 PART = 5 * 2**20  # S3 takes no smaller ones
 BIG = random.Random(0).randbytes(PART + 4321)
 HASTY = Patience(attempts=3, backoff_s=0.01, timeout_s=1.0)
-LOADER = functools.cache(botocore.session.create_loader)  # or each client reads 1 MB of JSON: half of the tests' time
 WRITES = ("PutObject", "CompleteMultipartUpload", "DeleteObject")
 THERE = "runs/clips-0a1b"
-
-
-@pytest.fixture(scope="module")
-def server():
-    store = Store()
-    with serving(store) as url:
-        store.url = url
-        yield store
-
-
-@pytest.fixture
-def store(server, monkeypatch):
-    server.begin()
-    monkeypatch.setattr(botocore.session, "create_loader", LOADER)
-    for name in [name for name in os.environ if name.startswith("AWS_") or name.lower().endswith("_proxy")]:
-        monkeypatch.delenv(name)
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
-        monkeypatch.setenv(name, f"canary5170{name}")
-    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
-        monkeypatch.setenv(name, os.devnull)
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", server.url)
-    return server
 
 
 @pytest.fixture

@@ -38,6 +38,7 @@ class PrepConfig:
     ] = "fail"
     shard: Annotated[str, Opt("Make only the i-th of n shares; `avrl prep` without it joins them", unit="i/n")] = ""
     workers: Annotated[int, Opt("Decoders at a time; 0 means one a core", runtime=True)] = 0
+    mirror: Annotated[str, Opt("Copy the store to s3://BUCKET/PREFIX, its manifest last", runtime=True)] = ""
     price: Annotated[float, Opt("What this machine costs: --dry-run tells the money", unit="$/h", runtime=True)] = 0.0
     engine: Annotated[
         Literal["processes", "ray"], Opt("Decode in processes here, or as tasks of a Ray cluster", runtime=True)
@@ -46,6 +47,8 @@ class PrepConfig:
     def __post_init__(self) -> None:
         if self.image_size < 16 or self.image_size % 16:
             raise ConfigError(f"--image-size {self.image_size} is not a multiple of 16 px", "try 224")
+        if self.mirror and not self.mirror.startswith("s3://"):
+            raise ConfigError(f"--mirror {self.mirror} is no bucket", "s3://BUCKET/PREFIX")
         if self.fps < 0:
             raise ConfigError(f"--fps {self.fps:g} is less than none", "try 10, or 0 for all")
         if self.shard:

@@ -44,6 +44,7 @@ class PretrainConfig:
     gpus: Annotated[int, Opt("Processes to start here, one a GPU", runtime=True)] = 1
     device: Annotated[Literal["auto", "cpu"], Opt("auto: a GPU if there is one", runtime=True)] = "auto"
     workers: Annotated[int, Opt("Decoder threads a process", runtime=True)] = 2
+    frames_cap: Annotated[float, Opt("Disk for frames that lie on S3; 0: all but 1 GB", unit="GB", runtime=True)] = 0.0
     save_minutes: Annotated[float, Opt("Between snapshots", unit="minutes", runtime=True)] = 10.0
 
     def __post_init__(self) -> None:
