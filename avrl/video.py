@@ -13,11 +13,12 @@ import signal
 import subprocess
 import tempfile
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
 from avrl.errors import DecodeError, TemporaryError
+from avrl.stills import fitted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 MATRICES = {1: "bt709", 5: "bt601", 6: "bt601", 9: "bt2020"}
 HD_HEIGHT = 720  # untagged video of at least this height is BT.709 by convention, below it BT.601
 CONTAINER = "mov"  # mp4's demuxer, by name: left to guess, ffmpeg takes a playlist for a clip and opens what it lists
+PYAV_MATRICES = {"bt709": "ITU709", "bt601": "ITU601", "bt2020": "BT2020"}
+SEEK_MARGIN = 1.0  # seconds
 STOPPED = (255, -signal.SIGINT, -signal.SIGKILL, -signal.SIGTERM)  # 255: ffmpeg caught a signal
 
 
@@ -107,6 +110,82 @@ def decode(path: Path, clip: Clip, view: View, name: str) -> Iterator[np.ndarray
     promised = -(-clip.frames // stride)
     if count != promised:
         raise DecodeError(name, count, f"{count} frames decode, the container promises {promised}")
+
+
+def decode_part(
+    path: Path, view: View, name: str, *, length: int, fps: float, start: float | None = None
+) -> Iterator[np.ndarray]:
+    """Decode an episode out of a file that holds it alone, or many of them end to end (LeRobot's clips).
+
+    Args:
+        path: The file; H.264 or AV1, whose decoders PyAV brings along, as not every ffmpeg does.
+        view: Crop, size and rate.
+        name: What to call it in errors.
+        length: Frames of the episode.
+        fps: Frames per second.
+        start: Time of its first frame in the file, seconds; None if the file is the episode.
+
+    Yields:
+        uint8 (image_size, image_size, 3) RGB, every frame that the view keeps.
+
+    Raises:
+        DecodeError: fewer frames than `length` or, if the file is the episode, more; a frame that is damaged, or not
+            where its number says, by half a frame's time.
+    """
+    import av
+
+    stride, count = view.stride(fps, name), 0
+    try:
+        with av.open(str(path), format=CONTAINER, metadata_errors="replace") as container:
+            for frame in _frames(container, start, fps):
+                if frame.is_corrupt or frame.time is None:
+                    raise DecodeError(name, count, "the decoder calls it corrupt")
+                late = 0.0 if start is None else (frame.time - start) * fps - count
+                if late <= -0.5 and count == 0:
+                    continue  # of the episode before
+                if count == length or abs(late) >= 0.5:
+                    what = f"comes {late:+.1f} frames late" if count < length else f"is one more than {length}"
+                    raise DecodeError(name, count, f"it {what}")
+                if count % stride == 0:
+                    yield fitted(_rgb(frame), view)
+                count += 1
+                if start is not None and count == length:
+                    break
+    except IndexError:
+        raise DecodeError(name, 0, "no video stream") from None
+    except (av.error.FFmpegError, ValueError, MemoryError) as error:
+        raise DecodeError(name, count, getattr(error, "strerror", None) or str(error)) from error
+    if count != length:
+        raise DecodeError(name, count, f"{count} frames decode, the data set promises {length}")
+
+
+def _frames(container: Any, start: float | None, fps: float) -> Iterator[Any]:
+    """Decoded frames from the key frame before ``start`` on, on one thread, complaints being errors."""
+    stream = container.streams.video[0]
+    stream.thread_type, stream.codec_context.thread_count = "NONE", 1
+    stream.codec_context.options = {"err_detect": "explode"}
+    # A demuxer may look for the key frame by its time of decoding, a few frames early, and land on one too late. The
+    # margin is only for that: what lies in it is another episode's, whose damage is not this one's.
+    for margin in (0.0, SEEK_MARGIN):
+        if start:
+            container.seek(max(0, int((start - margin) / stream.time_base)), stream=stream)
+        decoded = container.decode(stream)
+        first = next(decoded, None)
+        if not start or margin or (first and first.time is not None and (first.time - start) * fps < 0.5):
+            break
+    if first is not None:
+        yield first
+        yield from decoded
+
+
+def _rgb(frame: Any) -> np.ndarray:
+    """A frame as uint8 (height, width, 3) RGB by its colour matrix, at full size."""
+    from av.video.reformatter import Interpolation
+
+    default = "bt709" if frame.height >= HD_HEIGHT else "bt601"
+    matrix = PYAV_MATRICES[MATRICES.get(int(frame.colorspace), default)]
+    how = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+    return np.asarray(frame.to_ndarray(format="rgb24", src_colorspace=matrix, interpolation=how))
 
 
 def _read(pipe: IO[bytes] | None, size: int) -> bytes:

@@ -8,7 +8,7 @@ import typer
 
 from avrl.cache import size
 from avrl.errors import ConfigError
-from avrl.sources import SOURCES
+from avrl.sources import SAMPLED, SOURCES
 from avrl.stages.prep import STAGE, PrepConfig
 from avrl_cli.options import verb
 from avrl_cli.output import Session
@@ -20,13 +20,13 @@ NAME = "prep"
 def command(
     session: Session,
     config: PrepConfig,
-    source: Annotated[str, typer.Argument(help="egodex, bridge or sample")] = "egodex",
+    source: Annotated[str, typer.Argument(help="egodex, bridge, lerobot or sample")] = "egodex",
     raw: Annotated[str, typer.Option(help="Which raw artifact, if there are several")] = "",
 ) -> None:
     """Decode, crop and scale the clips once, into one checksummed Zarr array."""
     if source not in (*SOURCES, "sample"):
         raise ConfigError(f"no source named {source!r}", f"known: {', '.join(SOURCES)}, sample")
-    for name in SOURCES if source == "sample" else (source,):
+    for name in SAMPLED if source == "sample" else (source,):
         part = f"{name}-sample" if source == "sample" else raw
         found = session.store.resolve(
             "raw",

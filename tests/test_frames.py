@@ -348,7 +348,7 @@ def hostile_shards(tmp_path_factory):
         good,
     ]
     raw = clips.bridge(tmp_path_factory.mktemp("shards"), records, [good, good])
-    place = raw / bridge.FOLDER
+    place = raw / clips.BRIDGE
     name = "bridge_dataset-train.tfrecord-0000{}-of-00003"
     (place / "bridge_dataset-train.tfrecord-00000-of-00001").rename(place / name.format(0))
     (place / name.format(1)).write_bytes(good + clips.flipped(good, 3) + good)
