@@ -93,10 +93,19 @@ class Encode(metaclass=Fixed):
         return text.encode("latin1")
 
 
+class Empty(metaclass=Fixed):
+    """Stands in for ``bytes``, which protocol 2 calls for none."""
+
+    def __new__(cls) -> Any:
+        """No bytes."""
+        return b""
+
+
 NAMES: dict[tuple[str, str], Any] = {
     ("numpy", "dtype"): Dtype,
     ("numpy", "ndarray"): Array,
     ("_codecs", "encode"): Encode,
+    ("__builtin__", "bytes"): Empty,
     ("collections", "OrderedDict"): dict,
 }
 for _package in ("numpy.core", "numpy._core"):  # numpy 1 and numpy 2

@@ -137,12 +137,12 @@ def decode_part(
     stride, count = view.stride(fps, name), 0
     try:
         with av.open(str(path), format=CONTAINER, metadata_errors="replace") as container:
-            for frame in _frames(container, start, fps):
-                if frame.is_corrupt or frame.time is None:
-                    raise DecodeError(name, count, "the decoder calls it corrupt")
-                late = 0.0 if start is None else (frame.time - start) * fps - count
+            for frame in _frames(container, start, length, fps):
+                late = 0.0 if start is None else ((frame.time or 0.0) - start) * fps - count
                 if late <= -0.5 and count == 0:
                     continue  # of the episode before
+                if frame.is_corrupt or frame.time is None:
+                    raise DecodeError(name, count, "the decoder calls it corrupt")
                 if count == length or abs(late) >= 0.5:
                     what = f"comes {late:+.1f} frames late" if count < length else f"is one more than {length}"
                     raise DecodeError(name, count, f"it {what}")
@@ -159,23 +159,36 @@ def decode_part(
         raise DecodeError(name, count, f"{count} frames decode, the data set promises {length}")
 
 
-def _frames(container: Any, start: float | None, fps: float) -> Iterator[Any]:
-    """Decoded frames from the key frame before ``start`` on, on one thread, complaints being errors."""
+def _frames(container: Any, start: float | None, length: int, fps: float) -> Iterator[Any]:
+    """Decoded frames from the key frame before ``start`` on, up to the key frame of what comes next."""
     stream = container.streams.video[0]
     stream.thread_type, stream.codec_context.thread_count = "NONE", 1
     stream.codec_context.options = {"err_detect": "explode"}
+    if start is None:
+        yield from container.decode(stream)
+        return
     # A demuxer may look for the key frame by its time of decoding, a few frames early, and land on one too late. The
     # margin is only for that: what lies in it is another episode's, whose damage is not this one's.
     for margin in (0.0, SEEK_MARGIN):
         if start:
-            container.seek(max(0, int((start - margin) / stream.time_base)), stream=stream)
-        decoded = container.decode(stream)
+            at = start - margin + 0.25 / fps  # a quarter of a frame: times are rounded, and just before is too early
+            container.seek(max(0, round(at / stream.time_base)), stream=stream)
+        decoded = _until(container, stream, start + (length - 0.5) / fps)
         first = next(decoded, None)
-        if not start or margin or (first and first.time is not None and (first.time - start) * fps < 0.5):
+        if not start or (first and first.time is not None and (first.time - start) * fps < 0.5):
             break
     if first is not None:
         yield first
         yield from decoded
+
+
+def _until(container: Any, stream: Any, end: float) -> Iterator[Any]:
+    """Decoded frames without those from the first key frame after ``end`` on: decoders look ahead, into damage too."""
+    for packet in container.demux(stream):
+        if packet.is_keyframe and packet.pts is not None and packet.pts * stream.time_base >= end:
+            yield from stream.codec_context.decode(None)
+            return
+        yield from packet.decode()
 
 
 def _rgb(frame: Any) -> np.ndarray:
