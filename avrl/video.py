@@ -18,10 +18,9 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from avrl.errors import DecodeError, TemporaryError
-from avrl.stills import fitted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from avrl.episodes import View
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 MATRICES = {1: "bt709", 5: "bt601", 6: "bt601", 9: "bt2020"}
 HD_HEIGHT = 720  # untagged video of at least this height is BT.709 by convention, below it BT.601
 CONTAINER = "mov"  # mp4's demuxer, by name: left to guess, ffmpeg takes a playlist for a clip and opens what it lists
-PYAV_MATRICES = {"bt709": "ITU709", "bt601": "ITU601", "bt2020": "BT2020"}
+SCALING = "area+accurate_rnd+full_chroma_int"
 SEEK_MARGIN = 1.0  # seconds
 STOPPED = (255, -signal.SIGINT, -signal.SIGKILL, -signal.SIGTERM)  # 255: ffmpeg caught a signal
 
@@ -61,9 +60,7 @@ def probe(path: Path, name: str) -> Clip:
             stream = container.streams.video[0]
             frames = stream.frames or sum(packet.size > 0 for packet in container.demux(stream))
             fps = float(stream.average_rate or stream.guessed_rate or 0)
-            context = stream.codec_context
-            default = "bt709" if context.height >= HD_HEIGHT else "bt601"
-            return Clip(frames, fps, MATRICES.get(int(context.colorspace), default))
+            return Clip(frames, fps, _matrix(stream.codec_context))
     except IndexError:
         raise DecodeError(name, 0, "no video stream") from None
     except (av.error.FFmpegError, ValueError) as error:
@@ -137,6 +134,7 @@ def decode_part(
     stride, count = view.stride(fps, name), 0
     try:
         with av.open(str(path), format=CONTAINER, metadata_errors="replace") as container:
+            scaled = _scaler(container.streams.video[0], view)
             for frame in _frames(container, start, length, fps):
                 late = 0.0 if start is None else ((frame.time or 0.0) - start) * fps - count
                 if late <= -0.5 and count == 0:
@@ -147,7 +145,7 @@ def decode_part(
                     what = f"comes {late:+.1f} frames late" if count < length else f"is one more than {length}"
                     raise DecodeError(name, count, f"it {what}")
                 if count % stride == 0:
-                    yield fitted(_rgb(frame), view)
+                    yield scaled(frame)
                 count += 1
                 if start is not None and count == length:
                     break
@@ -191,14 +189,30 @@ def _until(container: Any, stream: Any, end: float) -> Iterator[Any]:
         yield from packet.decode()
 
 
-def _rgb(frame: Any) -> np.ndarray:
-    """A frame as uint8 (height, width, 3) RGB by its colour matrix, at full size."""
-    from av.video.reformatter import Interpolation
+def _scaler(stream: Any, view: View) -> Callable[[Any], np.ndarray]:
+    """Crop, scale and convert a decoded frame as `_command` does, by the same filters: the same picture to the bit."""
+    import av
 
-    default = "bt709" if frame.height >= HD_HEIGHT else "bt601"
-    matrix = PYAV_MATRICES[MATRICES.get(int(frame.colorspace), default)]
-    how = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
-    return np.asarray(frame.to_ndarray(format="rgb24", src_colorspace=matrix, interpolation=how))
+    box = [("crop", "min(iw,ih):min(iw,ih)")] * (view.crop == "center")
+    matrix = f"in_color_matrix={_matrix(stream.codec_context)}"
+    scale = ("scale", f"{view.image_size}:{view.image_size}:flags={SCALING}:{matrix}")
+    graph = av.filter.Graph()
+    graph.link_nodes(
+        graph.add_buffer(template=stream),
+        *(graph.add(name, words) for name, words in [*box, scale, ("format", "rgb24")]),
+        graph.add("buffersink"),
+    ).configure()
+
+    def scaled(frame: Any) -> np.ndarray:
+        graph.push(frame)
+        return np.asarray(graph.pull().to_ndarray())
+
+    return scaled
+
+
+def _matrix(context: Any) -> str:
+    """The name that swscale has for a stream's colour matrix."""
+    return MATRICES.get(int(context.colorspace), "bt709" if context.height >= HD_HEIGHT else "bt601")
 
 
 def _read(pipe: IO[bytes] | None, size: int) -> bytes:
@@ -224,7 +238,7 @@ def _command(path: Path, clip: Clip, view: View, stride: int) -> list[str]:
         "scale",
         view.image_size,
         view.image_size,
-        flags="area+accurate_rnd+full_chroma_int",
+        flags=SCALING,
         in_color_matrix=clip.matrix,
     )
     # Passthrough: with constant-rate output, ffmpeg repeats frames of variable-rate clips and poses lose step.
