@@ -30,6 +30,7 @@ UNITS = {"position": "m", "rotation": "rad", "gripper": "open = 1"}
 TARGETS = ("reached", "commanded")
 OPEN, CLOSED = 0.95, 0.05
 FIRST_FRAME = 1  # frame 0's action is not one
+EXACT = 1e-6  # m or rad: what float32 leaves of a difference
 RELABELLED = "relabelled"  # a column of labels.parquet only where the rules were applied upstream; true throughout
 
 
@@ -45,7 +46,8 @@ def extract(raw: Path, frames: Path, out: Path) -> dict[str, Any]:
         Counts for the manifest.
 
     Raises:
-        IntegrityError: a record is damaged, or states, actions and frames differ in number.
+        IntegrityError: a record is damaged; states, actions and frames differ in number; or the actions are not what
+            the form of the data says.
     """
     import polars as pl
 
@@ -59,11 +61,7 @@ def extract(raw: Path, frames: Path, out: Path) -> dict[str, Any]:
     for row in bar("labels", len(episodes), "episode", iterable=rows):
         episode = Episode(**{name: row[name] for name in fields})
         state, action = bridge.robot(raw, episode)
-        if not done and _is_relabelled(state, action):
-            raise IntegrityError(
-                f"{episode.episode_id}: its actions are the differences of its states, so its first frame is gone too",
-                "take another copy: this one went through OpenVLA's transform and does not say so",
-            )
+        _require_said(done, state, action, episode.episode_id)
         state, action = thinned(state, action, episode.stride)
         if len(state) != episode.length:
             raise IntegrityError(f"{episode.episode_id}: {len(state)} states, {episode.length} frames")
@@ -92,10 +90,23 @@ def thinned(state_TK: np.ndarray, action_TK: np.ndarray, stride: int) -> tuple[n
     return state_TK[starts], action.astype(action_TK.dtype)
 
 
-def _is_relabelled(state_TK: np.ndarray, action_TK: np.ndarray) -> bool:
-    """Whether the actions are the motion that happened, to the last digit of a float32: no robot obeys so well."""
+def _require_said(done: bool, state_TK: np.ndarray, action_TK: np.ndarray, name: str) -> None:
+    """Refuse a copy of the data that says one thing of its actions and shows another: rules would go wrong in silence.
+
+    Relabelled actions are the differences of the states to the last digit of a float32; no robot obeys so well.
+
+    Raises:
+        IntegrityError: it is such a copy.
+    """
     motion = np.diff(state_TK[:, :6], axis=0)
-    return len(motion) > 1 and bool(np.abs(motion[0]).max() and np.abs(motion - action_TK[:-1, :6]).max() < 1e-6)
+    apart = np.abs(motion - action_TK[:-1, :6]).max(initial=0)
+    if done and apart > EXACT:
+        what = "its state is padded as by OpenVLA's transform, but its actions are not the differences of its states"
+    elif not done and len(motion) > 1 and np.abs(motion[0]).max() > EXACT >= apart:
+        what = "its actions are the differences of its states, and nothing says whether its first frame is gone too"
+    else:
+        return
+    raise IntegrityError(f"{name}: {what}", "take another copy of the data: the RLDS shards, say")
 
 
 def pairs(labels: pl.DataFrame, gap: int, target: str) -> tuple[pl.DataFrame, np.ndarray, np.ndarray]:

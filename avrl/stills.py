@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from avrl.episodes import View
 
+MAX_PIXELS = 50_000_000  # a few hundred bytes may claim gigabytes
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -48,11 +49,18 @@ def picture(data: bytes, name: str, number: int) -> np.ndarray:
     try:
         if data.startswith(PNG):  # checksummed; by name, as Pillow would try forty formats on what a stranger sent
             with Image.open(io.BytesIO(data), formats=["PNG"]) as opened:
+                _require_size(*opened.size)
                 return np.asarray(opened.convert("RGB"))
+        _require_size(*simplejpeg.decode_jpeg_header(data)[:2])
         decoded: np.ndarray = simplejpeg.decode_jpeg(data, colorspace="RGB")
         return decoded
     except (ValueError, OSError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DecodeError(name, number, str(error)) from error
+
+
+def _require_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"it claims {width} x {height} pixels")
 
 
 def fitted(picture_HWC: np.ndarray, view: View) -> np.ndarray:

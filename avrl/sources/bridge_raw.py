@@ -36,6 +36,7 @@ ZIPS = ("demos_8_17.zip", "scripted_6_18.zip")
 UNPACKED = "unpacked"
 DEEPEST = 8  # folders above a trajectory's raw/
 FPS = 5.0
+LONGEST = 100_000  # steps; the longest trajectory has some hundreds
 LIMIT = 64 * 2**20  # bytes of a member: a picture or a pickle of a trajectory is far smaller
 TRAJECTORY = re.compile(r"(?:(.*)/)?([^/]+)/raw/traj_group(\d{1,9})/traj(\d{1,9})(?:/(.+)|\.tar)?", re.ASCII)
 PICTURE = re.compile(r"images0/im_(\d{1,9})\.jpg", re.ASCII)
@@ -209,7 +210,7 @@ def _vectors(found: Any, name: str) -> np.ndarray:
     """
     rows = list(found.value) if isinstance(found, pickles.Array) and found.value.ndim == 2 else found
     good: list[list[float]] = []
-    for row in rows if isinstance(rows, list) else []:
+    for row in rows if isinstance(rows, list) and len(rows) <= LONGEST else []:
         values = row.value.tolist() if isinstance(row, pickles.Array) else row
         values = values.tolist() if isinstance(values, np.ndarray) else values
         if not (isinstance(values, list | tuple) and len(values) == 7 and all(type(v) in (int, float) for v in values)):
@@ -241,7 +242,7 @@ def frames(raw: Path, episode: Episode, view: View, scratch: Path) -> tuple[Epis
     name = place.called(stem)
     stride = view.stride(FPS, name)
     kept = _pictures(raw, episode)[::stride]
-    language = _language(place, stem) if f"{stem}/{LANGUAGE}" in _contents(place.path)[stem] else ""
+    language = _language(place, stem) if f"{stem}/{LANGUAGE}" in _contents(place.path).get(stem, []) else ""
     opened = replace(
         episode,
         length=len(kept),

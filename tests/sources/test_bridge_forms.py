@@ -158,8 +158,14 @@ def test_a_relabelled_copy_that_does_not_say_so_is_refused(tmp_path, those):
     moved = [forms.openvla(t) for t in those]
     for one in moved:
         one.state = np.delete(one.state, 6, axis=1)
-    with pytest.raises(IntegrityError, match=r"its actions are the differences of its states"):
+    with pytest.raises(IntegrityError, match=r"its actions are the differences of its states, and nothing says"):
         opened(bridge, forms.lerobot2(tmp_path / "copy", moved, splits=SPLITS), tmp_path)
+
+
+def test_a_padded_copy_that_was_not_relabelled_is_refused(tmp_path, those):
+    padded = [forms.Trajectory(np.insert(t.state, 6, 0, axis=1), t.action, t.frames) for t in those]
+    with pytest.raises(IntegrityError, match=r"is padded as by OpenVLA's transform, but its actions are not"):
+        opened(bridge, forms.lerobot2(tmp_path / "copy", padded, splits=SPLITS), tmp_path)
 
 
 @pytest.mark.parametrize("name", ["rlds", "v2.0", "v3.0", "raw"])
@@ -332,6 +338,7 @@ def test_annotators_confidence_is_no_instruction(tmp_path, those):
         ("obs_dict.pkl", "state", "full_state is not two or more vectors of 7 finite numbers"),
         ("policy_out.pkl", [{"nothing": 1}] * 11, "actions is not two or more vectors of 7 finite numbers"),
         ("policy_out.pkl", [[0.0] * 7] * 9, "12 pictures, 12 states, 9 actions"),
+        ("policy_out.pkl", [[0.0] * 7] * 100_001, "not two or more vectors of 7 finite"),
         ("policy_out.pkl", [[float("inf")] * 7] * 11, "not two or more vectors of 7 finite"),
     ],
 )
