@@ -72,7 +72,7 @@ def extract(raw: Path, frames: Path, out: Path) -> dict[str, Any]:
         tables.append(pl.DataFrame(columns))
     labels = pl.concat(tables)
     labels.write_parquet(out / "labels.parquet")
-    return {"episodes": len(episodes), "frames": len(labels)}
+    return {"episodes": len(episodes), "frames": len(labels), **({RELABELLED: True} if done else {})}
 
 
 def thinned(state_TK: np.ndarray, action_TK: np.ndarray, stride: int) -> tuple[np.ndarray, np.ndarray]:

@@ -140,6 +140,7 @@ def test_rules_that_were_applied_upstream_are_not_applied_again(tmp_path, those,
     """The copy most people have: first and last step gone, actions relabelled, grippers binarised, states padded."""
     copy = writer(tmp_path / "copy", [forms.openvla(t) for t in those], splits=SPLITS)
     _, episodes, found = opened(bridge, copy, tmp_path)
+    assert found[labels.RELABELLED].all()
     assert [one.length for one in episodes] == [len(t.state) - 2 for t in those]
     want, y, at_t = labels.pairs(published[2], 2, "reached")
     got, mine, mine_at_t = labels.pairs(found, 2, "reached")
@@ -319,6 +320,30 @@ def test_trajectories_and_pictures_are_in_the_order_of_their_numbers(tmp_path):
     pictures = list(bridge.frames(raw, episodes[10], View(16), tmp_path)[1])
     blue = [float(one[..., 2].mean()) for one in pictures]
     assert blue == sorted(blue)
+
+
+def test_both_zips_are_read_whatever_their_depth(tmp_path, those):
+    forms.raw(tmp_path / "copy", those[:2])
+    scripted = "scripted_raw/sweep_12-03/2022-12-03_10-00-00/raw/traj_group0"
+    more = {f"{scripted}/traj{k}/{n}": data for k in (0, 1) for n, data in forms.files(those[2]).items()}
+    forms.raw(tmp_path / "copy", [], more=more, name="scripted_6_18.zip")
+    raw = forms.linked(bridge, tmp_path / "copy", tmp_path / "raw", BOTH)
+    episodes, dropped = bridge.survey(raw)
+    assert not dropped
+    assert [one.file.split("/")[-1] for one in episodes] == ["demos_8_17.zip"] * 2 + ["scripted_6_18.zip"] * 2
+    for one, t in zip(episodes, (*those[:2], those[2], those[2]), strict=True):
+        assert np.array_equal(bridge.robot(raw, one)[0], t.state)
+
+
+@pytest.mark.parametrize("how", ["cut", "hostile"])
+def test_a_zip_that_is_cut_or_hostile_is_refused_as_a_whole(tmp_path, those, how):
+    copy = forms.raw(tmp_path / "copy", those[:1], more={"../out": b"x"} if how == "hostile" else None)
+    path = copy / "demos_8_17.zip"
+    if how == "cut":
+        path.write_bytes(path.read_bytes()[:-500])
+    raw = forms.linked(bridge, copy, tmp_path / "raw", BOTH)
+    with pytest.raises(IntegrityError, match="cut short or damaged" if how == "cut" else "leaves its folder"):
+        bridge.survey(raw)
 
 
 def test_annotators_confidence_is_no_instruction(tmp_path, those):
