@@ -10,6 +10,7 @@ import json
 import pickle
 import zipfile
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import clips
@@ -126,6 +127,12 @@ def rows(index, one, tasks, first=0, kind="video"):
     return pl.DataFrame(columns, schema_overrides=lists)
 
 
+@cache
+def encoded(data, shape, options, gop):
+    """Frames as a clip at 5 Hz; most tests ask for the same few, and an encoder takes a while to start."""
+    return clips.encode(np.frombuffer(data, np.uint8).reshape(shape), options, gop=gop, fps=5)
+
+
 def png(frame):
     """A frame as PNG."""
     buffer = io.BytesIO()
@@ -157,7 +164,7 @@ def lerobot2(folder, those, *, version="v2.1", options="", kind="video", black=0
         write(folder / f"data/chunk-000/episode_{k:06d}.parquet", rows(k, t, tasks, kind=kind))
         for camera in cameras if kind == "video" else ():
             frames = t.frames if camera == CAMERA else np.zeros_like(t.frames)
-            clip = clips.encode(frames, options, gop=2, fps=5)
+            clip = encoded(frames.tobytes(), frames.shape, options, 2)
             write(folder / f"videos/chunk-000/{camera}/episode_{k:06d}.mp4", clip)
     return folder
 
@@ -187,7 +194,8 @@ def lerobot3(folder, those, *, version="v3.0", options="", kind="video", stem="f
     write(folder / f"data/chunk-000/{stem}.parquet", pl.concat(data))
     if kind == "video":
         keys = ",".join(f"{at / 5:.3f}" for at in starts[:-1])
-        clip = clips.encode(np.concatenate([t.frames for t in those]), f"{options} -force_key_frames {keys}", fps=5)
+        frames = np.concatenate([t.frames for t in those])
+        clip = encoded(frames.tobytes(), frames.shape, f"{options} -force_key_frames {keys}", 10)
         write(folder / f"videos/{CAMERA}/chunk-000/{stem}.mp4", clip)
     return folder
 

@@ -110,7 +110,9 @@ def camera(data: Dataset) -> str:
     for name in data.cameras():
         if not all(_is_flat(data, index, name) for index in sample):
             return name
-    raise IntegrityError(f"{data.root / INFO} lists no camera that shows anything", "name another data set")
+    raise IntegrityError(
+        f"{data.root / INFO} lists no camera whose clips are there and show anything", "fetch the data set's videos too"
+    )
 
 
 def _is_flat(data: Dataset, index: int, name: str) -> bool:

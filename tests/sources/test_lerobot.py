@@ -150,7 +150,7 @@ def test_a_damaged_first_clip_does_not_make_another_camera_the_main_one(tmp_path
 def test_a_data_set_of_dummies_only_is_refused(tmp_path, those):
     black = [forms.Trajectory(t.state, t.action, np.zeros_like(t.frames)) for t in those]
     raw = artifact(forms.lerobot2(tmp_path / "copy", black), tmp_path / "raw")
-    with pytest.raises(IntegrityError, match="lists no camera that shows anything"):
+    with pytest.raises(IntegrityError, match="lists no camera whose clips are there and show anything"):
         source.survey(raw)
 
 
