@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 SHORT = 10  # frames: `avrl pretrain`'s longest gap by default does not fit an episode of so many
 RATE_TOLERANCE = 0.01  # 29.97 is as good as 30
+NO_LANGUAGE = "(none)"  # names the task of an episode without an instruction, where that is the only name there is
 TOO_SHORT, UNSURE = "too short", "no confidences"  # what an `Episode.note` may say
 
 
@@ -72,8 +73,8 @@ class Episode:
         length: Number of frames in the store: of what the container promises, every ``stride``-th.
         fps: Frames per second in the store.
         file: File of the raw artifact that holds it, relative to the artifact's root.
-        member: Name inside that file, if it is a zip.
-        offset: Byte position inside that file, if it is a record file.
+        member: Name inside that file, if it is a zip or a folder; LeRobot's name of the camera.
+        offset: Position inside that file: the byte in a record file, LeRobot's ``episode_index``.
         bytes: Of its clip or its record in the source.
         stride: Frames of the source from one frame of the store to the next.
         note: What is worth knowing of it: ``too short``, ``no confidences``; empty if nothing is.

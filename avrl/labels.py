@@ -3,6 +3,9 @@
 Two rules of the data are applied here and nowhere else: the first action of every Bridge trajectory is all zero
 (a recording artefact, so pairs start at frame 1, as OpenVLA drops step 0), and the gripper command is binarised
 by a backward scan (above .95 open, below .05 closed, in between as the next step), as OpenVLA and Octo do.
+Copies that went through OpenVLA's own transform have had them already, and their actions are relabelled as the motion
+that happened. Whether they have is what the form of the data says (`avrl.sources.bridge.Form.relabelled`), and it goes
+with the numbers, as the column `RELABELLED`: no caller can apply a rule twice.
 
 Legend: N pairs, T frames of an episode, K target dimensions.
 """
@@ -27,10 +30,12 @@ UNITS = {"position": "m", "rotation": "rad", "gripper": "open = 1"}
 TARGETS = ("reached", "commanded")
 OPEN, CLOSED = 0.95, 0.05
 FIRST_FRAME = 1  # frame 0's action is not one
+EXACT = 1e-6  # m or rad: what float32 leaves of a difference
+RELABELLED = "relabelled"  # a column of labels.parquet only where the rules were applied upstream; true throughout
 
 
 def extract(raw: Path, frames: Path, out: Path) -> dict[str, Any]:
-    """Write ``labels.parquet`` for the episodes of a frame store: state and action of every frame.
+    """Write ``labels.parquet`` for the episodes of a frame store: state and action of every frame of the store.
 
     Args:
         raw: Root of the raw artifact.
@@ -41,7 +46,8 @@ def extract(raw: Path, frames: Path, out: Path) -> dict[str, Any]:
         Counts for the manifest.
 
     Raises:
-        IntegrityError: a record is damaged, or states, actions and frames differ in number.
+        IntegrityError: a record is damaged; states, actions and frames differ in number; or the actions are not what
+            the form of the data says.
     """
     import polars as pl
 
@@ -49,23 +55,58 @@ def extract(raw: Path, frames: Path, out: Path) -> dict[str, Any]:
     from avrl.sources import bridge
 
     episodes = pl.read_parquet(frames / "episodes.parquet")
-    tables = []
+    tables, done = [], bridge.relabelled(raw)
     fields = list(Episode.__dataclass_fields__)
     rows = episodes.iter_rows(named=True)
     for row in bar("labels", len(episodes), "episode", iterable=rows):
         episode = Episode(**{name: row[name] for name in fields})
-        record = bridge.steps(raw, episode)
-        state = bridge.numbers(record, "observation/state", episode)
-        action = bridge.numbers(record, "action", episode)
+        state, action = bridge.robot(raw, episode)
+        _require_said(done, state, action, episode.episode_id)
+        state, action = thinned(state, action, episode.stride)
         if len(state) != episode.length:
             raise IntegrityError(f"{episode.episode_id}: {len(state)} states, {episode.length} frames")
         columns = {"episode_index": [episode.episode_index] * len(state), "frame_index": np.arange(len(state))}
         columns |= {f"state_{name}": state[:, i] for i, name in enumerate(DIMENSIONS)}
         columns |= {f"action_{name}": action[:, i] for i, name in enumerate(DIMENSIONS)}
+        columns |= {RELABELLED: [True] * len(state)} if done else {}
         tables.append(pl.DataFrame(columns))
     labels = pl.concat(tables)
     labels.write_parquet(out / "labels.parquet")
-    return {"episodes": len(episodes), "frames": len(labels)}
+    return {"episodes": len(episodes), "frames": len(labels), **({RELABELLED: True} if done else {})}
+
+
+def thinned(state_TK: np.ndarray, action_TK: np.ndarray, stride: int) -> tuple[np.ndarray, np.ndarray]:
+    """State and action of every stride-th frame, where a store keeps only those.
+
+    The action is what was commanded until the next one kept: the sum of the motions, and the last command to the
+    gripper, binarised while the steps between are still there.
+    """
+    if stride == 1:
+        return state_TK, action_TK
+    starts = np.arange(0, len(state_TK), stride)
+    last = np.minimum(starts + stride, len(state_TK)) - 1
+    motion = np.add.reduceat(action_TK[:, :6], starts, 0, dtype=np.float64)
+    action = np.concatenate([motion, binarised(action_TK[:, 6])[last, None]], 1)
+    return state_TK[starts], action.astype(action_TK.dtype)
+
+
+def _require_said(done: bool, state_TK: np.ndarray, action_TK: np.ndarray, name: str) -> None:
+    """Refuse a copy of the data that says one thing of its actions and shows another: rules would go wrong in silence.
+
+    Relabelled actions are the differences of the states to the last digit of a float32; no robot obeys so well.
+
+    Raises:
+        IntegrityError: it is such a copy.
+    """
+    motion = np.diff(state_TK[:, :6], axis=0)
+    apart = np.abs(motion - action_TK[:-1, :6]).max(initial=0)
+    if done and apart > EXACT:
+        what = "its state is padded as by OpenVLA's transform, but its actions are not the differences of its states"
+    elif not done and len(motion) > 1 and np.abs(motion[0]).max() > EXACT >= apart:
+        what = "its actions are the differences of its states, and nothing says whether its first frame is gone too"
+    else:
+        return
+    raise IntegrityError(f"{name}: {what}", "take another copy of the data: the RLDS shards, say")
 
 
 def pairs(labels: pl.DataFrame, gap: int, target: str) -> tuple[pl.DataFrame, np.ndarray, np.ndarray]:
@@ -82,15 +123,22 @@ def pairs(labels: pl.DataFrame, gap: int, target: str) -> tuple[pl.DataFrame, np
         Rows (``episode_index``, ``frame_index`` of t), y (N, 7) float64, state at t (N, 7) float64.
 
     Raises:
-        ConfigError: the gap is longer than every episode.
+        ConfigError: the gap is longer than every episode, or no command is left in these labels.
     """
     import polars as pl
+
+    done = RELABELLED in labels.columns
+    if done and target == "commanded":
+        raise ConfigError(
+            "the actions of this copy of the data are relabelled as the motion that happened: no command is left",
+            "--target reached, or fetch the RLDS shards",
+        )
 
     episode_N, frame_N, y_NK, state_NK = [], [], [], []
     for (index,), rows in labels.group_by("episode_index", maintain_order=True):
         state = rows.select(f"state_{name}" for name in DIMENSIONS).to_numpy().astype(np.float64)
         action = rows.select(f"action_{name}" for name in DIMENSIONS).to_numpy().astype(np.float64)
-        start = np.arange(FIRST_FRAME, len(state) - gap)
+        start = np.arange(0 if done else FIRST_FRAME, len(state) - gap)
         if not len(start):
             continue
         if target == "reached":

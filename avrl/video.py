@@ -13,14 +13,14 @@ import signal
 import subprocess
 import tempfile
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
 from avrl.errors import DecodeError, TemporaryError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from avrl.episodes import View
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 MATRICES = {1: "bt709", 5: "bt601", 6: "bt601", 9: "bt2020"}
 HD_HEIGHT = 720  # untagged video of at least this height is BT.709 by convention, below it BT.601
 CONTAINER = "mov"  # mp4's demuxer, by name: left to guess, ffmpeg takes a playlist for a clip and opens what it lists
+SCALING = "area+accurate_rnd+full_chroma_int"
+SEEK_MARGIN = 1.0  # seconds
 STOPPED = (255, -signal.SIGINT, -signal.SIGKILL, -signal.SIGTERM)  # 255: ffmpeg caught a signal
 
 
@@ -58,9 +60,7 @@ def probe(path: Path, name: str) -> Clip:
             stream = container.streams.video[0]
             frames = stream.frames or sum(packet.size > 0 for packet in container.demux(stream))
             fps = float(stream.average_rate or stream.guessed_rate or 0)
-            context = stream.codec_context
-            default = "bt709" if context.height >= HD_HEIGHT else "bt601"
-            return Clip(frames, fps, MATRICES.get(int(context.colorspace), default))
+            return Clip(frames, fps, _matrix(stream.codec_context))
     except IndexError:
         raise DecodeError(name, 0, "no video stream") from None
     except (av.error.FFmpegError, ValueError) as error:
@@ -109,6 +109,112 @@ def decode(path: Path, clip: Clip, view: View, name: str) -> Iterator[np.ndarray
         raise DecodeError(name, count, f"{count} frames decode, the container promises {promised}")
 
 
+def decode_part(
+    path: Path, view: View, name: str, *, length: int, fps: float, start: float | None = None
+) -> Iterator[np.ndarray]:
+    """Decode an episode out of a file that holds it alone, or many of them end to end (LeRobot's clips).
+
+    Args:
+        path: The file; H.264 or AV1, whose decoders PyAV brings along, as not every ffmpeg does.
+        view: Crop, size and rate.
+        name: What to call it in errors.
+        length: Frames of the episode.
+        fps: Frames per second.
+        start: Time of its first frame in the file, seconds; None if the file is the episode.
+
+    Yields:
+        uint8 (image_size, image_size, 3) RGB, every frame that the view keeps.
+
+    Raises:
+        DecodeError: fewer frames than `length` or, if the file is the episode, more; a frame that is damaged, or not
+            where its number says, by half a frame's time.
+    """
+    import av
+
+    stride, count = view.stride(fps, name), 0
+    try:
+        with av.open(str(path), format=CONTAINER, metadata_errors="replace") as container:
+            scaled = _scaler(container.streams.video[0], view)
+            for frame in _frames(container, start, length, fps):
+                late = 0.0 if start is None else ((frame.time or 0.0) - start) * fps - count
+                if late <= -0.5 and count == 0:
+                    continue  # of the episode before
+                if frame.is_corrupt or frame.time is None:
+                    raise DecodeError(name, count, "the decoder calls it corrupt")
+                if count == length or abs(late) >= 0.5:
+                    what = f"comes {late:+.1f} frames late" if count < length else f"is one more than {length}"
+                    raise DecodeError(name, count, f"it {what}")
+                if count % stride == 0:
+                    yield scaled(frame)
+                count += 1
+                if start is not None and count == length:
+                    break
+    except IndexError:
+        raise DecodeError(name, 0, "no video stream") from None
+    except (av.error.FFmpegError, ValueError, MemoryError) as error:
+        raise DecodeError(name, count, getattr(error, "strerror", None) or str(error)) from error
+    if count != length:
+        raise DecodeError(name, count, f"{count} frames decode, the data set promises {length}")
+
+
+def _frames(container: Any, start: float | None, length: int, fps: float) -> Iterator[Any]:
+    """Decoded frames from the key frame before ``start`` on, up to the key frame of what comes next."""
+    stream = container.streams.video[0]
+    stream.thread_type, stream.codec_context.thread_count = "NONE", 1
+    stream.codec_context.options = {"err_detect": "explode"}
+    if start is None:
+        yield from container.decode(stream)
+        return
+    # A demuxer may look for the key frame by its time of decoding, a few frames early, and land on one too late. The
+    # margin is only for that: what lies in it is another episode's, whose damage is not this one's.
+    for margin in (0.0, SEEK_MARGIN):
+        if start:
+            at = start - margin + 0.25 / fps  # a quarter of a frame: times are rounded, and just before is too early
+            container.seek(max(0, round(at / stream.time_base)), stream=stream)
+        decoded = _until(container, stream, start + (length - 0.5) / fps)
+        first = next(decoded, None)
+        if not start or (first and first.time is not None and (first.time - start) * fps < 0.5):
+            break
+    if first is not None:
+        yield first
+        yield from decoded
+
+
+def _until(container: Any, stream: Any, end: float) -> Iterator[Any]:
+    """Decoded frames without those from the first key frame after ``end`` on: decoders look ahead, into damage too."""
+    for packet in container.demux(stream):
+        if packet.is_keyframe and packet.pts is not None and packet.pts * stream.time_base >= end:
+            yield from stream.codec_context.decode(None)
+            return
+        yield from packet.decode()
+
+
+def _scaler(stream: Any, view: View) -> Callable[[Any], np.ndarray]:
+    """Crop, scale and convert a decoded frame as `_command` does, by the same filters: the same picture to the bit."""
+    import av
+
+    box = [("crop", "min(iw,ih):min(iw,ih)")] * (view.crop == "center")
+    matrix = f"in_color_matrix={_matrix(stream.codec_context)}"
+    scale = ("scale", f"{view.image_size}:{view.image_size}:flags={SCALING}:{matrix}")
+    graph = av.filter.Graph()
+    graph.link_nodes(
+        graph.add_buffer(template=stream),
+        *(graph.add(name, words) for name, words in [*box, scale, ("format", "rgb24")]),
+        graph.add("buffersink"),
+    ).configure()
+
+    def scaled(frame: Any) -> np.ndarray:
+        graph.push(frame)
+        return np.asarray(graph.pull().to_ndarray())
+
+    return scaled
+
+
+def _matrix(context: Any) -> str:
+    """The name that swscale has for a stream's colour matrix."""
+    return MATRICES.get(int(context.colorspace), "bt709" if context.height >= HD_HEIGHT else "bt601")
+
+
 def _read(pipe: IO[bytes] | None, size: int) -> bytes:
     return pipe.read(size) if pipe else b""
 
@@ -132,7 +238,7 @@ def _command(path: Path, clip: Clip, view: View, stride: int) -> list[str]:
         "scale",
         view.image_size,
         view.image_size,
-        flags="area+accurate_rnd+full_chroma_int",
+        flags=SCALING,
         in_color_matrix=clip.matrix,
     )
     # Passthrough: with constant-rate output, ffmpeg repeats frames of variable-rate clips and poses lose step.

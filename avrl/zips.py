@@ -23,7 +23,7 @@ from avrl.errors import IntegrityError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-MAX_MEMBERS = 1_000_000
+MAX_MEMBERS = 20_000_000  # Bridge V2's raw zip: a picture a member, several cameras
 MAX_BYTES = 10**12
 MAX_RATIO = 200  # deflate reaches 1,032 on zeros; video and HDF5 stay below 10
 CHUNK_BYTES = 2**20
@@ -82,7 +82,7 @@ def checked(
     if len(members) > max_members or total > max_bytes:
         raise IntegrityError(f"{path} claims {len(members)} members of {size(total)} in all", AGAIN)
     for one in members:
-        fault = _fault_of_name(one.orig_filename) or _fault_of_entry(one)
+        fault = fault_of_name(one.orig_filename) or _fault_of_entry(one)
         if fault:
             raise IntegrityError(f"{path}: member {one.orig_filename!r} {fault}", AGAIN)
     _refuse_collisions(path, members)
@@ -90,7 +90,7 @@ def checked(
     return members
 
 
-def _fault_of_name(name: str) -> str:
+def fault_of_name(name: str) -> str:
     """What is wrong with a name as the zip spells it (zipfile cuts it at a NUL); empty if nothing is."""
     if re.search(r"[\x00-\x1f\x7f]", name):
         return "has a control character in its name"
@@ -161,6 +161,28 @@ def copy_member(archive: zipfile.ZipFile | Path, name: str, target: Path) -> Non
         target.unlink(missing_ok=True)
         raise IntegrityError(f"{where} is damaged ({error})", AGAIN) from error
     return None
+
+
+def read_member(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
+    """A member of a checked zip in memory, its CRC and its length compared.
+
+    Raises:
+        IntegrityError: the member is missing, damaged or larger than the limit in bytes.
+    """
+    where = f"{archive.filename}:{name}"
+    try:
+        promised = archive.getinfo(name).file_size
+        if promised > limit:
+            raise ValueError(f"{promised} bytes, where {limit} are many")
+        with archive.open(name) as reader:
+            data = reader.read(limit + 1)
+        if len(data) != promised:
+            raise EOFError(f"{len(data)} of {promised} bytes")
+        return data
+    except KeyError:
+        raise IntegrityError(f"{where} is not there", AGAIN) from None
+    except (*DAMAGE, RuntimeError) as error:  # RuntimeError: encrypted
+        raise IntegrityError(f"{where} is damaged ({error})", AGAIN) from error
 
 
 def pack(folder: Path, names: Iterable[str], target: Path) -> None:

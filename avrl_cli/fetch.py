@@ -27,7 +27,9 @@ def command(
     config: FetchConfig,
     source: Annotated[
         str,
-        typer.Argument(help="egodex (if left out), bridge, sample, encoders", show_default=False, metavar="SOURCE"),
+        typer.Argument(
+            help="egodex (if left out), bridge, lerobot, sample, encoders", show_default=False, metavar="SOURCE"
+        ),
     ] = "",
     encoder: Annotated[
         list[str] | None,

@@ -12,7 +12,7 @@ import typer
 from avrl.artifact import Artifact
 from avrl.cache import Cache, size
 from avrl.errors import ConfigError
-from avrl.sources import SOURCES
+from avrl.sources import SAMPLED, SOURCES
 from avrl.stage import run
 from avrl.stages import fetch
 from avrl.stages.prep import STAGE, PrepConfig, plan
@@ -26,7 +26,7 @@ NAME = "prep"
 def command(
     session: Session,
     config: PrepConfig,
-    source: Annotated[str, typer.Argument(help="egodex, bridge or sample")] = "egodex",
+    source: Annotated[str, typer.Argument(help="egodex, bridge, lerobot or sample")] = "egodex",
     raw: Annotated[str, typer.Option(help="Which raw artifact, if there are several")] = "",
     stream: Annotated[
         bool, typer.Option("--stream", help="Decode clips as they arrive and keep no zip: no fetch before it")
@@ -58,7 +58,7 @@ def command(
         return
     if part or task or episodes:
         raise ConfigError("--part, --task and --episodes go with --stream or --from", "or name the artifact with --raw")
-    for name in SOURCES if source == "sample" else (source,):
+    for name in SAMPLED if source == "sample" else (source,):
         ref = f"{name}-sample" if source == "sample" else raw
         found = session.store.resolve(
             "raw",

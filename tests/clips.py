@@ -61,16 +61,16 @@ def ffmpeg(arguments, data=b""):
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "out.mp4"
         command = [FFMPEG, "-y", "-v", "error", *(str(target) if one == "{}" else one for one in arguments.split())]
-        subprocess.run(command, input=data, check=True)
+        subprocess.run(command, input=data, check=True, stderr=subprocess.DEVNULL)  # SVT-AV1 writes whatever -v says
         return target.read_bytes()
 
 
-def encode(frames, options="", *, matrix="bt709", tags=BT709, pix_fmt="yuv420p", gop=10):
-    """H.264 in mp4 at 30 fps; `options` go to the output, a later one wins over the usual ones."""
+def encode(frames, options="", *, matrix="bt709", tags=BT709, pix_fmt="yuv420p", gop=10, fps=30):
+    """H.264 in mp4 at 30 fps or another rate; `options` go to the output, a later one wins over the usual ones."""
     _, height, width, _ = frames.shape
     levels = "pc" if "yuvj" in pix_fmt else "tv"
     return ffmpeg(
-        f"-f rawvideo -pix_fmt rgb24 -s {width}x{height} -r 30 -i - "
+        f"-f rawvideo -pix_fmt rgb24 -s {width}x{height} -r {fps} -i - "
         f"-vf scale=out_color_matrix={matrix}:out_range={levels}:flags=accurate_rnd+full_chroma_inp,format={pix_fmt} "
         f"-c:v libx264 -preset fast -crf 12 -g {gop} -threads 1 {tags} {options} {{}}",
         frames.tobytes(),

@@ -37,10 +37,11 @@ LAYERS = {
     """,
     "nouns": """
         avrl.episodes avrl.frames avrl.plan avrl.packing avrl.workers avrl.labels avrl.pairs avrl.store avrl.codec
-        avrl.video avrl.http avrl.server avrl.s3 avrl.mirror avrl.zips avrl.remotezip avrl.members avrl.locks
-        avrl.remotestore
+        avrl.video avrl.stills avrl.claims avrl.lerobot avrl.pickles
+        avrl.http avrl.server avrl.s3 avrl.mirror avrl.zips avrl.remotezip avrl.members avrl.locks avrl.remotestore
         avrl.tfrecord avrl.intervals avrl.outcome avrl.torchvision_ops
-        avrl.sources avrl.sources.bridge avrl.sources.egodex
+        avrl.sources avrl.sources.bridge avrl.sources.bridge_lerobot avrl.sources.bridge_raw avrl.sources.bridge_rlds
+        avrl.sources.egodex avrl.sources.lerobot
         avrl.encoders avrl.encoders.efficientnet_lite0 avrl.encoders.pixels avrl.encoders.r3m
         avrl.encoders.timm_image avrl.encoders.weights
         avrl.objectives avrl.objectives.channels avrl.objectives.prediction avrl.objectives.single_stream

@@ -28,7 +28,7 @@ from avrl.artifact import SCRATCH, digest_of, hash_files
 from avrl.cache import Cache
 from avrl.episodes import View
 from avrl.errors import DecodeError, IntegrityError
-from avrl.sources import bridge, egodex
+from avrl.sources import bridge, bridge_rlds, egodex
 from avrl.stage import run
 from avrl.stages import fetch
 from avrl.store import FrameStore
@@ -176,7 +176,7 @@ def test_bridge_rows_point_to_the_right_frames(robot):
     reader = FrameStore(out)
     for one in rows(out).iter_rows(named=True):
         episode = bridge.survey(raw)[0][one["episode_index"]]
-        images = bridge.steps(raw, episode)["steps/observation/image_0"]
+        images = bridge_rlds.steps(raw, episode)["steps/observation/image_0"]
         got = reader.read(np.arange(one["dataset_from_index"], one["dataset_to_index"]))
         for frame, jpeg in zip(got, images, strict=True):
             assert clips.psnr(frame, fit(Image.open(io.BytesIO(jpeg)), 64)) > 28
@@ -351,7 +351,7 @@ def hostile_shards(tmp_path_factory):
         good,
     ]
     raw = clips.bridge(tmp_path_factory.mktemp("shards"), records, [good, good])
-    place = raw / bridge.FOLDER
+    place = raw / clips.BRIDGE
     name = "bridge_dataset-train.tfrecord-0000{}-of-00003"
     (place / "bridge_dataset-train.tfrecord-00000-of-00001").rename(place / name.format(0))
     (place / name.format(1)).write_bytes(good + clips.flipped(good, 3) + good)

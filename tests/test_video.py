@@ -329,3 +329,50 @@ def test_a_stopped_decoder_is_no_verdict_on_the_clip(write, number):
     os.kill(pid, number)
     with pytest.raises(TemporaryError, match=r"ffmpeg was stopped in part1.zip:x; run the same command"):
         list(frames)
+
+
+# By PyAV, for clips that episodes share.
+
+
+@pytest.mark.parametrize("crop", ["center", "none"])
+@pytest.mark.parametrize("size", [(96, 64), (64, 96), (128, 128)])
+def test_pictures_are_those_of_ffmpeg_whoever_decodes(tmp_path, size, crop):
+    path, view = tmp_path / "a.mp4", View(32, crop, 10)
+    path.write_bytes(clips.encode(clips.ramps(12, *size)))
+    want = list(video.decode(path, video.probe(path, "a"), view, "a"))
+    got = list(video.decode_part(path, view, "a", length=12, fps=30))
+    assert len(want) == len(got) == 4
+    assert np.array_equal(want, got)
+    part = list(video.decode_part(path, View(32, crop), "a", length=5, fps=30, start=0.1))
+    whole = list(video.decode_part(path, View(32, crop), "a", length=12, fps=30))
+    assert np.array_equal(part, whole[3:8])
+
+
+@pytest.mark.parametrize(
+    ("length", "start", "words"),
+    [
+        (13, None, "frame 12 does not decode: 12 frames decode, the data set promises 13"),
+        (11, None, "frame 11 does not decode: it is one more than 11"),
+        (5, 0.3, "frame 3 does not decode: 3 frames decode, the data set promises 5"),
+        (5, -0.2, "frame 0 does not decode"),
+        (5, 99.0, "frame 0 does not decode"),
+    ],
+)
+def test_a_part_that_is_not_there(tmp_path, length, start, words):
+    path = tmp_path / "a.mp4"
+    path.write_bytes(clips.encode(clips.ramps(12)))
+    with pytest.raises(DecodeError, match=words):
+        list(video.decode_part(path, View(32), "a", length=length, fps=30, start=start))
+
+
+def test_frames_that_are_not_where_their_number_says(tmp_path):
+    path = tmp_path / "a.mp4"
+    path.write_bytes(clips.encode(clips.ramps(12), "-vf setpts=N*1.1/30/TB -fps_mode passthrough"))
+    with pytest.raises(DecodeError, match="frames late"):
+        list(video.decode_part(path, View(32), "a", length=12, fps=30, start=0.0))
+
+
+def test_a_clip_without_pictures_has_no_part(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(clips.sound())
+    with pytest.raises(DecodeError, match="no video stream"):
+        list(video.decode_part(tmp_path / "a.mp4", View(32), "a", length=12, fps=30))

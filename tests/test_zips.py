@@ -10,12 +10,13 @@ import time
 import warnings
 import zipfile
 
+import clips
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avrl.errors import IntegrityError
-from avrl.zips import check, copy_member
+from avrl.zips import check, copy_member, read_member
 
 CLIP = random.Random(1).randbytes(70_000)
 POSES = b"".join(struct.pack("<d", index / 7) for index in range(3000))
@@ -239,3 +240,16 @@ def test_a_directory_of_92_000_members_takes_seconds(tmp_path):
     started = time.process_time()
     assert len(check(path)) == 92_000
     assert time.process_time() - started < 10
+
+
+def test_a_member_is_read_into_memory_whole_or_refused(tmp_path):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a", b"x" * 100)
+        archive.writestr("b", b"y" * 100)
+    clips.damage(path, "b", at=50)
+    with zipfile.ZipFile(path) as archive:
+        assert read_member(archive, "a", 100) == b"x" * 100
+        for name, limit, words in (("a", 99, "100 bytes, where 99"), ("b", 100, "CRC"), ("c", 9, "is not there")):
+            with pytest.raises(IntegrityError, match=rf"a.zip:{name}.*{words}"):
+                read_member(archive, name, limit)

@@ -20,8 +20,13 @@ if TYPE_CHECKING:
 
     from avrl.episodes import Dropped, Episode, View
 
-SOURCES = {"egodex": "avrl.sources.egodex", "bridge": "avrl.sources.bridge"}
-SAMPLE = Path(__file__).parent.parent / "sample"  # the bundled sample, in the layouts of egodex and bridge
+SOURCES = {
+    "egodex": "avrl.sources.egodex",
+    "bridge": "avrl.sources.bridge",
+    "lerobot": "avrl.sources.lerobot",
+}
+SAMPLED = ("egodex", "bridge")  # in whose layouts the bundled sample is
+SAMPLE = Path(__file__).parent.parent / "sample"
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class Source(Protocol):
     Attributes:
         PARTS: Names a user may ask for with ``--part``, and in the order of preference.
         DEFAULT_PARTS: What is fetched when nothing is asked for.
-        BASE_URL: Address that the published files lie below.
+        BASE_URL: Address that the published files lie below; empty if there is no publisher, only local copies.
         BYTES: Published size in bytes of each part, where known.
         LICENCE: One line for the terminal and every manifest.
     """
@@ -50,7 +55,11 @@ class Source(Protocol):
     LICENCE: str
 
     def remote_files(self, parts: tuple[str, ...]) -> list[Remote]:
-        """The published files of these parts; also their names in the raw artifact."""
+        """The published files of these parts; also their names in the raw artifact.
+
+        Raises:
+            ConfigError: it has no publisher.
+        """
         ...
 
     def local_files(self, folder: Path, parts: tuple[str, ...]) -> dict[str, Path]:

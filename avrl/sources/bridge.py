@@ -1,69 +1,90 @@
-"""Bridge V2: the RLDS shards (``bridge_dataset/1.0.0``), 256x256 JPEG at 5 Hz, 7-D state and action.
+"""Bridge V2 in every form that it is published in: 60,064 trajectories of a WidowX arm, 5 Hz, 7-D state and action.
 
-Source: Walke et al. 2023, "BridgeData V2", arXiv:2308.12952; the shards are those that OpenVLA and Octo read
-(1,024 of train, 128 of val, 124 GB, 60,064 episodes). Sizes of single shards are not published.
+Source: Walke et al. 2023, "BridgeData V2", arXiv:2308.12952. `FORMS` is the one place that says which forms there
+are. What is fetched over HTTP is RLDS; a local copy may be any of them, and the raw artifact's own top folder says
+which. The same trajectories give the same labels in every form (tests/sources/test_bridge_forms.py).
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-
-from avrl import tfrecord
-from avrl.episodes import SHORT, TOO_SHORT, Dropped, Episode
-from avrl.errors import ConfigError, DecodeError, IntegrityError, NotFoundError
-from avrl.sources import Remote
+from avrl.errors import ConfigError, NotFoundError
+from avrl.sources import bridge_lerobot, bridge_raw, bridge_rlds
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from avrl.episodes import View
+    import numpy as np
+
+    from avrl.episodes import Dropped, Episode, View
 
 BASE_URL = "https://rail.eecs.berkeley.edu/datasets/bridge_release/data/tfds/"
-FOLDER = "bridge_dataset/1.0.0"
-SHARDS = {"train": 1024, "val": 128}
-RECORDS = "tfrecord-?????-of-?????"  # and no more: downloaders add .part, .tmp or .1 to what they have not finished
-DESCRIPTIONS = ("dataset_info.json", "features.json")
-PARTS = tuple(SHARDS)
+PARTS = tuple(bridge_rlds.SHARDS)
 DEFAULT_PARTS = PARTS
 BYTES = {"train": 110_000_000_000, "val": 14_000_000_000}  # from the index page: 124 GB in all
 LICENCE = "Bridge V2: CC BY 4.0"
-FPS = 5.0
-CAMERA = "image_0"  # the main view; image_1..3 are black dummies in most episodes, whatever has_image_* says
-NO_LANGUAGE = "(none)"  # some episodes carry an empty instruction
+
+remote_files = bridge_rlds.remote_files
 
 
-def remote_files(parts: tuple[str, ...]) -> list[Remote]:
-    """The shards of these splits, under TFDS's names, and the two files that describe them."""
-    names = [
-        f"bridge_dataset-{part}.tfrecord-{index:05d}-of-{SHARDS[part]:05d}"
-        for part in parts
-        for index in range(SHARDS[part])
-    ]
-    return [Remote(f"{FOLDER}/{name}") for name in [*DESCRIPTIONS, *names]]
+class Form(Protocol):
+    """What a form's module offers, beside `survey` and `frames` as a source has them."""
+
+    def local_files(self, folder: Path, parts: tuple[str, ...]) -> dict[str, Path]:
+        """As a source's; empty if the folder does not hold this form.
+
+        Raises:
+            NotFoundError: it holds this form, but not these parts.
+        """
+        ...
+
+    def survey(self, raw: Path) -> tuple[list[Episode], list[Dropped]]:
+        """As a source's."""
+        ...
+
+    def frames(self, raw: Path, episode: Episode, view: View, scratch: Path) -> tuple[Episode, Iterator[np.ndarray]]:
+        """As a source's."""
+        ...
+
+    def robot(self, raw: Path, episode: Episode) -> tuple[np.ndarray, np.ndarray]:
+        """State and action, (T, 7) float32 each, of every step of the source: x, y, z, roll, pitch, yaw, gripper.
+
+        Raises:
+            IntegrityError: they are damaged or missing.
+            MismatchError: they and the pictures differ in number.
+        """
+        ...
+
+    def relabelled(self, raw: Path) -> bool:
+        """Whether the publisher has applied the rules of `avrl.labels` already (see there)."""
+        ...
+
+
+# Top folder of the raw artifact -> the module that reads what lies there; also the order in which a copy is tried.
+FORMS: Mapping[str, Form] = {"bridge_dataset": bridge_rlds, "lerobot": bridge_lerobot, "raw": bridge_raw}
+
+
+def form(raw: Path) -> Form:
+    """The form that lies in a raw artifact; RLDS if it is empty."""
+    return next((one for folder, one in FORMS.items() if (raw / folder).is_dir()), bridge_rlds)
 
 
 def local_files(folder: Path, parts: tuple[str, ...]) -> dict[str, Path]:
-    """Shards below ``folder``, below its ``bridge_dataset/1.0.0``, or a mirror's subset of them.
-
-    The two files that describe them come along where they are, so that a copy and a mirror give the same artifact.
+    """Whatever form the folder holds.
 
     Raises:
-        NotFoundError: a split has no shard there.
+        NotFoundError: it holds none, or lacks a part.
     """
-    for place in (folder, folder / "1.0.0", folder / FOLDER):
-        found = {part: sorted(place.glob(f"*-{part}.{RECORDS}")) for part in parts}
-        if any(found.values()):
-            for part, shards in found.items():
-                if not shards:
-                    raise NotFoundError(f"{place} has no *-{part}.tfrecord-* shard", "fetch that split too")
-            files = [place / name for name in DESCRIPTIONS if (place / name).is_file()]
-            files += [one for shards in found.values() for one in shards]
-            return {f"{FOLDER}/{one.name}": one for one in files}
-    raise NotFoundError(f"{folder} has no bridge_dataset/1.0.0/*.tfrecord-* shards", "name the folder above them")
+    for one in FORMS.values():
+        found = one.local_files(folder, parts)
+        if found:
+            return found
+    raise NotFoundError(
+        f"{folder} has no Bridge V2: no bridge_dataset/1.0.0/*.tfrecord-* shards, no meta/info.json, no raw zip",
+        "name the folder above them",
+    )
 
 
 def chosen(names: list[str], tasks: tuple[str, ...], n_episodes: int) -> list[str]:
@@ -76,98 +97,26 @@ def chosen(names: list[str], tasks: tuple[str, ...], n_episodes: int) -> list[st
 
 
 def survey(raw: Path) -> tuple[list[Episode], list[Dropped]]:
-    """Every record of every shard, in the order of shard names; a shard's unreadable rest is dropped by name."""
-    episodes: list[Episode] = []
-    dropped: list[Dropped] = []
-    for path in sorted((raw / FOLDER).glob(f"*.{RECORDS}")):
-        split = path.name.split(".")[0].rsplit("-", 1)[-1]
-        found = 0
-        try:
-            for offset in tfrecord.offsets(path):
-                name = f"{path.name}#{found}"
-                episodes.append(
-                    Episode(len(episodes), name, "", "", split, 0, FPS, f"{FOLDER}/{path.name}", offset=offset)
-                )
-                found += 1
-        except IntegrityError as error:
-            dropped.append(Dropped(f"{path.name} from record {found} on", error.cause.replace(f"{raw}/", "")))
-    return episodes, dropped
+    """Every trajectory, in the form's own order."""
+    return form(raw).survey(raw)
 
 
 def frames(raw: Path, episode: Episode, view: View, scratch: Path) -> tuple[Episode, Iterator[np.ndarray]]:
-    """Open a record: its main camera's JPEGs, cropped and scaled by area averaging.
+    """Open a trajectory: its main camera's pictures, once its states and actions have proved whole.
 
     Raises:
-        IntegrityError: checksums, or images, states and actions that differ in number.
-        DecodeError: a damaged JPEG (while iterating).
+        IntegrityError: damage, or images, states and actions that differ in number.
+        DecodeError: a damaged picture (while iterating).
     """
-    record = steps(raw, episode)
-    jpegs = _jpegs(record, episode)
-    for name in ("observation/state", "action"):  # here, where it can be dropped: labels are made of what is left
-        numbers(record, name, episode)
-    language = text(record, "steps/language_instruction")
-    # The instruction is the only name of a task in these shards.
-    name = f"{raw / episode.file}#{episode.offset}"
-    stride = view.stride(FPS, name)
-    kept = jpegs[::stride]
-    opened = replace(
-        episode,
-        length=len(kept),
-        fps=FPS / stride,
-        language=language,
-        task=language or NO_LANGUAGE,
-        stride=stride,
-        note=TOO_SHORT if len(kept) <= SHORT else "",
-    )
-    return opened, _decode(kept, view, name)
+    form(raw).robot(raw, episode)  # here, where it can be dropped: labels are made of what is left
+    return form(raw).frames(raw, episode, view, scratch)
 
 
-def steps(raw: Path, episode: Episode) -> dict[str, tfrecord.Feature]:
-    """The features of an episode's record, by their names in the RLDS spec.
-
-    Raises:
-        IntegrityError: the record is damaged.
-    """
-    path = raw / episode.file
-    return tfrecord.parse_example(tfrecord.read(path, episode.offset), f"{path}#{episode.offset}")
+def robot(raw: Path, episode: Episode) -> tuple[np.ndarray, np.ndarray]:
+    """State and action (T, 7) of every step; see `Form`."""
+    return form(raw).robot(raw, episode)
 
 
-def numbers(record: dict[str, tfrecord.Feature], name: str, episode: Episode) -> np.ndarray:
-    """A float feature of every step, (T, 7): RLDS stores the floats of a whole episode end to end.
-
-    Raises:
-        IntegrityError: it is missing or not 7 finite floats for each image.
-    """
-    found = record.get(f"steps/{name}")
-    length = len(_jpegs(record, episode))
-    floats = isinstance(found, np.ndarray) and found.dtype == np.float32
-    if not (isinstance(found, np.ndarray) and floats and found.size == 7 * length and np.isfinite(found).all()):
-        raise IntegrityError(f"{episode.file}#{episode.offset}: steps/{name} is not {length} x 7 finite floats")
-    return found.reshape(length, 7)
-
-
-def text(record: dict[str, tfrecord.Feature], name: str) -> str:
-    """The first value of a text feature; empty if there is none."""
-    found = record.get(name)
-    return found[0].decode(errors="replace") if isinstance(found, list) and found else ""
-
-
-def _jpegs(record: dict[str, tfrecord.Feature], episode: Episode) -> list[bytes]:
-    found = record.get(f"steps/observation/{CAMERA}")
-    if not isinstance(found, list) or not found:
-        raise IntegrityError(f"{episode.file}#{episode.offset} has no steps/observation/{CAMERA}")
-    return found
-
-
-def _decode(jpegs: list[bytes], view: View, name: str) -> Iterator[np.ndarray]:
-    import simplejpeg
-    from PIL import Image
-
-    for number, jpeg in enumerate(jpegs):
-        try:
-            frame = simplejpeg.decode_jpeg(jpeg, colorspace="RGB")
-        except ValueError as error:
-            raise DecodeError(name, number, str(error)) from error
-        box = view.box(frame.shape[1], frame.shape[0])
-        size = (view.image_size, view.image_size)
-        yield np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BOX, box))
+def relabelled(raw: Path) -> bool:
+    """Whether the form's publisher has applied the rules of `avrl.labels` already; see `Form`."""
+    return form(raw).relabelled(raw)

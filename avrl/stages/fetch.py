@@ -242,11 +242,9 @@ def _pick(config: FetchConfig, folder: Path) -> Iterator[tuple[str, Path]]:
 def _link(config: FetchConfig, place: Path, folder: Path) -> Iterator[tuple[str, Path]]:
     """Put links to a local copy's files where the published ones would lie."""
     module = source(config.source)
-    files: dict[str, tuple[str, Path]] = {}
-    for part in config.part:
-        for name, path in module.local_files(place, (part,)).items():
-            files.setdefault(name, (part, path))  # two splits may share the files that describe them
-    for name, (part, path) in files.items():
+    for name, path in module.local_files(place, config.part).items():
+        # A file counts for the part that its name says, what several share for the first of them.
+        part = next((one for one in config.part if one in name), config.part[0])
         link = folder / name
         link.parent.mkdir(parents=True, exist_ok=True)
         link.unlink(missing_ok=True)

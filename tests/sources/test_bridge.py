@@ -27,7 +27,7 @@ class TestBridge(SourceContract):
         return clips.bridge(folder, clips.sample_bridge("train", 3), clips.sample_bridge("val", 1), shards=1)
 
     def damage(self, raw):
-        path = raw / bridge.FOLDER / "bridge_dataset-train.tfrecord-00000-of-00001"
+        path = raw / clips.BRIDGE / "bridge_dataset-train.tfrecord-00000-of-00001"
         path.write_bytes(clips.flipped(path.read_bytes(), 5000))
 
 
@@ -151,7 +151,7 @@ def test_an_unreadable_rest_of_a_shard_is_named_and_the_other_shards_are_read(tm
     clean = record()
     for bad, start in ((0, 0), (1, len(clean)), (2, 2 * len(clean))):
         raw = clips.bridge(tmp_path / str(bad), [clean] * 3, [clean] * 2)
-        path = raw / bridge.FOLDER / "bridge_dataset-train.tfrecord-00000-of-00001"
+        path = raw / clips.BRIDGE / "bridge_dataset-train.tfrecord-00000-of-00001"
         path.write_bytes(clips.flipped(path.read_bytes(), start + 2))
         found, dropped = bridge.survey(raw)
         assert [one.split for one in found] == ["train"] * bad + ["val"] * 2

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from avrl.artifact import verify
 from avrl.cache import Cache
 from avrl.errors import ConfigError, DiskFullError, IntegrityError, NotFoundError
-from avrl.sources import bridge, egodex
+from avrl.sources import bridge, bridge_rlds, egodex
 from avrl.stage import run
 from avrl.stages import fetch
 from avrl.stages.fetch import STAGE, FetchConfig, expect, settled
@@ -167,15 +167,15 @@ def test_published_sizes_hold_for_the_publisher(cache, copy, monkeypatch):
 
 
 def test_a_bridge_mirror_that_lacks_a_shard(cache, shards, monkeypatch):
-    monkeypatch.setattr(bridge, "SHARDS", {"train": 2, "val": 2})
-    folder = shards / bridge.FOLDER
+    monkeypatch.setattr(bridge_rlds, "SHARDS", {"train": 2, "val": 2})
+    folder = shards / bridge_rlds.FOLDER
     for path in folder.iterdir():
         path.rename(folder / re.sub("-of-.*", "-of-00002", path.name))
     for name in ("dataset_info.json", "features.json"):
         (folder / name).write_text("{}")
     files = served(shards)
     with serving(Files, files) as server:
-        lost = f"{bridge.FOLDER}/bridge_dataset-val.tfrecord-00001-of-00002"
+        lost = f"{bridge_rlds.FOLDER}/bridge_dataset-val.tfrecord-00001-of-00002"
         content = files.pop(lost)
         with pytest.raises(NotFoundError, match=f"{lost} is not there"):
             make(cache, source="bridge", origin=server.url)
