@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import resource
 import subprocess
 import tempfile
 import time
@@ -29,7 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 from avrl import codec, episodes, store
 from avrl.pairs import Pairs, Sampling
 from avrl.store import FrameStore
-from tests.benchmarks.decode import SCENE, cpu
+from tests.benchmarks.decode import SCENE
 from tests.clips import FFMPEG, ffmpeg
 
 if TYPE_CHECKING:
@@ -89,6 +90,9 @@ def readers(root: Path, frames: np.ndarray, clips: int, n: int) -> dict[str, obj
     try:
         decoders = importlib.import_module("torchcodec.decoders")
         resize = importlib.import_module("torchcodec.transforms").Resize((SIZE, SIZE))
+        decoders.VideoDecoder(
+            root / "0.mp4", transforms=[resize]
+        )  # fails where torchvision was built for another torch
     except (ImportError, RuntimeError, OSError) as error:
         print(f"skipped: torchcodec ({str(error).splitlines()[0]}): see the top of this file")
         return found
@@ -119,6 +123,12 @@ def pair_rows(rng: np.random.Generator, n_pairs: int, n_episodes: int, n: int) -
     gap = rng.integers(1, MAX_GAP + 1, n_pairs)
     first = rng.integers(0, n_episodes, n_pairs) * n + rng.integers(0, n - gap)
     return np.stack([first, first + gap], 1)
+
+
+def cpu() -> float:
+    """Cpu seconds of this process and of its finished children; `os.times` would count in steps of 10 ms."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
 
 
 class Rates:
