@@ -374,7 +374,8 @@ def test_what_was_dropped_is_named_and_has_its_own_code(lab):
     import polars as pl
 
     (row,) = pl.read_parquet(artifact.root / "dropped.parquet").to_dicts()
-    assert row == {"episode_id": "part1/hammer_nail/0", "reason": "has no .hdf5 beside it"}
+    assert (row["episode_id"], row["reason"]) == ("part1/hammer_nail/0", "has no .hdf5 beside it")
+    assert (row["kind"], row["episode_index"]) == ("unpaired", -1)
 
 
 def test_without_drop_it_is_an_error(inside, raw):
@@ -445,7 +446,7 @@ def test_a_dry_run_says_why_it_misses(inside, lab, more, why):
     said = inside(*command)
     first, second = said.err.splitlines()
     assert re.fullmatch(f"miss frames/egodex-part1-(32|64)px: {why}", first)
-    assert re.search(r"reads .* free", second)
+    assert re.search(r"a store of .* free: it fits", second)
     assert (said.code, said.out) == (0, "")
     (one,) = inside(*command, "--json").document["artifacts"]
     assert (one["hit"], one["why"]) == (False, [why])

@@ -464,6 +464,31 @@ def test_nobody_listens(target):
     assert "canary" not in "".join(traceback.format_exception(caught.value))
 
 
+def test_a_name_that_does_not_resolve(target):
+    with pytest.raises(TemporaryError, match=r"http://nowhere\.invalid/part1\.zip: the connection fails") as caught:
+        download(f"http://nowhere.invalid/part1.zip?{SECRET}", target, patience=HASTY)
+    assert "canary" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_server_that_breaks_off_the_handshake(target):
+    """Plain HTTP where TLS is asked for: the handshake ends in an alert or a closed door."""
+    with serving(Files, {"part1.zip": DATA}) as server:
+        url = server.url.replace("http://", "https://")
+        with pytest.raises(TemporaryError, match="the connection fails"):
+            download(f"{url}part1.zip?{SECRET}", target, patience=HASTY)
+    assert not target.exists()
+
+
+def test_a_slow_server_is_borne_as_long_as_something_comes(target):
+    class Drip(Files):
+        slice_bytes = 100
+        pause_s = 0.1  # 1 kB a second, in gaps far below the time-out
+
+    with serving(Drip, {"part1.zip": DATA[:3000]}) as server:
+        fetch(server, target, part_bytes=1000)
+    check_whole(target, DATA[:3000])
+
+
 def test_another_length_than_published_is_refused_before_the_first_part(target):
     with serving(Files, {"part1.zip": DATA}) as server:
         with pytest.raises(IntegrityError, match=f"has {len(DATA)} bytes, published are 99"):
