@@ -736,3 +736,59 @@ def test_the_journal_is_lines_of_json_without_the_query(target):
 )
 def test_shown_hides_query_user_and_password(url, want):
     assert shown(url) == want
+
+
+# At full size.
+
+
+class Vast:
+    """Ten gigabytes that nobody stores: each MiB begins with its number, so one in the wrong place shows."""
+
+    n_bytes = 10 * 10**9
+    block = 1 << 20
+    blocks = tuple(random.Random(seed).randbytes(1 << 20) for seed in range(8))
+
+    def __len__(self):
+        return self.n_bytes
+
+    def part(self, number):
+        """The MiB of this number: a block, and the number itself in front."""
+        return number.to_bytes(8, "big") + self.blocks[number % 8][8:]
+
+    def __getitem__(self, span):
+        start, stop = span.start or 0, min(span.stop, self.n_bytes)
+        first = start // self.block
+        data = b"".join(self.part(n) for n in range(first, -(-stop // self.block)))
+        return data[start - first * self.block : stop - first * self.block]
+
+
+class FromNowhere(Files):
+    slice_bytes = 1 << 20
+
+    def etag(self, data):
+        return '"vast"'
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_ten_gigabytes_killed_at_nine_lose_no_more_than_a_part_a_worker(tmp_path):
+    """After SIGKILL at 90% at most workers x 16 MiB come again, and the bytes are right."""
+    target, vast, workers = tmp_path / "part1.zip", Vast(), 4
+    script = "import sys, pathlib; from avrl.http import download; download(sys.argv[1], pathlib.Path(sys.argv[2]))"
+    with serving(FromNowhere, {"part1.zip": vast}) as server:
+        command = [sys.executable, "-c", script, f"{server.url}part1.zip", str(target)]
+        process = subprocess.Popen(command, start_new_session=True)
+        while server.sent < 0.9 * len(vast):
+            assert process.poll() is None
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        time.sleep(0.5)
+        assert not target.exists()
+        subprocess.run(command, check=True, timeout=600)
+        again = server.sent - len(vast)
+    print(f"fetched again: {again / 2**20:.1f} MiB of {len(vast) / 1e9:.0f} GB")
+    assert again <= workers * 2**24 + 2 * 64
+    with target.open("rb") as handle:
+        for number in range(-(-len(vast) // vast.block)):
+            assert handle.read(vast.block) == vast.part(number)[: len(vast) - number * vast.block]
