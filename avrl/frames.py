@@ -251,9 +251,13 @@ def encode_episode(job: Job, episode: Episode) -> dict[str, Any]:
     record: dict[str, Any] = {"episode_index": episode.episode_index}
     try:
         episode, frames = source(job.source).frames(job.raw, episode, job.view, job.scratch)
-        chunks = [store.seal(encode(frame, job.quality)) for frame in frames]
-        _write(_blob(job.scratch, episode.episode_index), b"".join(chunks))
-        record |= {"episode": asdict(episode), "lengths": [len(chunk) for chunk in chunks]}
+        blob, lengths = bytearray(), []  # grown, not joined: a clip's chunks are in memory once
+        for frame in frames:
+            chunk = store.seal(encode(frame, job.quality))
+            blob += chunk
+            lengths.append(len(chunk))
+        _write(_blob(job.scratch, episode.episode_index), blob)
+        record |= {"episode": asdict(episode), "lengths": lengths}
     except IntegrityError as error:
         if not job.drop:
             raise
@@ -273,7 +277,7 @@ def _load(path: Path) -> dict[str, Any] | None:
     return record
 
 
-def _write(path: Path, data: bytes) -> None:
+def _write(path: Path, data: bytes | bytearray) -> None:
     """Whole or not at all after a kill. No fsync: after a power cut the checksums are compared (see `Packer.flush`)."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     temporary.write_bytes(data)

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 # swscale's names of the colour matrices, by the number in the H.273 standard that the container carries.
 MATRICES = {1: "bt709", 5: "bt601", 6: "bt601", 9: "bt2020"}
+SPACES = {"bt709": "bt709", "bt601": "smpte170m", "bt2020": "bt2020nc"}  # the same in the filter ``colorspace``
+FULL = 2  # libav's number of the range 0..255
 HD_HEIGHT = 720  # untagged video of at least this height is BT.709 by convention, below it BT.601
 CONTAINER = "mov"  # mp4's demuxer, by name: left to guess, ffmpeg takes a playlist for a clip and opens what it lists
 STOPPED = (255, -signal.SIGINT, -signal.SIGKILL, -signal.SIGTERM)  # 255: ffmpeg caught a signal
@@ -34,11 +36,12 @@ STOPPED = (255, -signal.SIGINT, -signal.SIGKILL, -signal.SIGTERM)  # 255: ffmpeg
 
 @dataclass(frozen=True)
 class Clip:
-    """What a container says of its video stream: frame count, frames per second, colour matrix."""
+    """What a container says of its video stream: frame count, frames per second, colour matrix, range of levels."""
 
     frames: int
     fps: float
     matrix: str
+    levels: str = "tv"  # 16..235; "pc" is 0..255
 
 
 def probe(path: Path, name: str) -> Clip:
@@ -60,7 +63,8 @@ def probe(path: Path, name: str) -> Clip:
             fps = float(stream.average_rate or stream.guessed_rate or 0)
             context = stream.codec_context
             default = "bt709" if context.height >= HD_HEIGHT else "bt601"
-            return Clip(frames, fps, MATRICES.get(int(context.colorspace), default))
+            levels = "pc" if context.color_range == FULL else "tv"
+            return Clip(frames, fps, MATRICES.get(int(context.colorspace), default), levels)
     except IndexError:
         raise DecodeError(name, 0, "no video stream") from None
     except (av.error.FFmpegError, ValueError) as error:
@@ -70,11 +74,10 @@ def probe(path: Path, name: str) -> Clip:
 def decode(path: Path, clip: Clip, view: View, name: str) -> Iterator[np.ndarray]:
     """Decode a clip, cropped, scaled by exact area averaging and thinned as the view says.
 
-    One thread: as many decoders as cores beat threads within a decoder. Area scaling with accurate rounding is
-    within 0.03 level of the box mean of the full frame; swscale's defaults darken every channel by 2 levels.
+    One thread: as many decoders as cores beat threads within a decoder.
 
     Yields:
-        uint8 (image_size, image_size, 3) RGB.
+        uint8 (3, image_size, image_size), an even size: Y, Cb, Cr as JPEG has them, full range and BT.601.
 
     Raises:
         DecodeError: fewer or more frames than the container promises, or the decoder complained.
@@ -82,7 +85,7 @@ def decode(path: Path, clip: Clip, view: View, name: str) -> Iterator[np.ndarray
     """
     size, stride = view.image_size, view.stride(clip.fps, name)
     command = _command(path, clip, view, stride)
-    bytes_a_frame = size * size * 3
+    bytes_a_frame = 3 * size * size
     count = 0
     with tempfile.TemporaryFile() as words:  # a pipe that nobody reads would block ffmpeg once it is full
         process = subprocess.Popen(
@@ -91,7 +94,7 @@ def decode(path: Path, clip: Clip, view: View, name: str) -> Iterator[np.ndarray
         try:
             while len(data := _read(process.stdout, bytes_a_frame)) == bytes_a_frame:
                 count += 1
-                yield np.frombuffer(data, np.uint8).reshape(size, size, 3)
+                yield np.frombuffer(data, np.uint8).reshape(3, size, size)
             code = process.wait()
         finally:
             process.kill()
@@ -120,7 +123,11 @@ def _plain(words: bytes, path: Path, name: str) -> str:
 
 
 def _command(path: Path, clip: Clip, view: View, stride: int) -> list[str]:
-    """The ffmpeg command line, built by ffmpeg-python."""
+    """The ffmpeg command line, built by ffmpeg-python.
+
+    Scaling leaves the planes as they are, which swscale does in SIMD, and ``colorspace`` converts what is left, in
+    SIMD too. Asked for RGB, swscale filters chroma pixel by pixel. Other flags than area alias, or blur.
+    """
     import ffmpeg
 
     stream = ffmpeg.input(str(path), format=CONTAINER, threads=1, err_detect="explode").video
@@ -132,11 +139,24 @@ def _command(path: Path, clip: Clip, view: View, stride: int) -> list[str]:
         "scale",
         view.image_size,
         view.image_size,
-        flags="area+accurate_rnd+full_chroma_int",
+        flags="area",
         in_color_matrix=clip.matrix,
+        out_color_matrix=clip.matrix,
+        in_range=clip.levels,
+        out_range=clip.levels,
+    )
+    stream = stream.filter("format", "yuv444p10").filter(
+        "colorspace",
+        ispace=SPACES[clip.matrix],
+        irange=clip.levels,
+        space="smpte170m",
+        range="pc",
+        format="yuv444p",
+        # Only matrix and range change: gamma and primaries stay what the camera wrote, whatever its tags say.
+        **dict.fromkeys(("iprimaries", "itrc", "primaries", "trc"), "bt709"),
     )
     # Passthrough: with constant-rate output, ffmpeg repeats frames of variable-rate clips and poses lose step.
-    stream = ffmpeg.output(stream, "pipe:", format="rawvideo", pix_fmt="rgb24", fps_mode="passthrough")
+    stream = ffmpeg.output(stream, "pipe:", format="rawvideo", pix_fmt="yuv444p", fps_mode="passthrough")
     stream = stream.global_args("-nostdin", "-hide_banner", "-loglevel", "error", "-xerror")
     stream = stream.global_args("-filter_threads", "1")
     command: list[str] = ffmpeg.compile(stream, cmd=executable())
@@ -149,3 +169,10 @@ def executable() -> str:
     import imageio_ffmpeg
 
     return shutil.which("ffmpeg") or str(imageio_ffmpeg.get_ffmpeg_exe())
+
+
+@functools.cache
+def chain() -> str:
+    """What makes the pixels, for a manifest: the filters, and whose build of them, since builds may round otherwise."""
+    said = subprocess.run([executable(), "-version"], capture_output=True, text=True, check=True).stdout
+    return f"scale=area, colorspace; {' '.join(said.split()[:3])}"
