@@ -18,9 +18,16 @@ if TYPE_CHECKING:
     from zarr.core.buffer import Buffer, NDBuffer
 
 
-def encode(frame_HWC: np.ndarray, quality: int) -> bytes:
-    """JPEG of a uint8 RGB frame, 4:4:4: at 224 px the 4:2:0 of the source has full chroma left to keep."""
-    return bytes(simplejpeg.encode_jpeg(frame_HWC, quality=quality, colorspace="RGB", colorsubsampling="444"))
+def encode(frame: np.ndarray, quality: int) -> bytes:
+    """JPEG of a frame, 4:4:4: at 224 px the 4:2:0 of the source has full chroma left to keep.
+
+    Args:
+        frame: uint8, (H, W, 3) RGB or (3, H, W) with the planes Y, Cb, Cr as JPEG has them (full range, BT.601).
+        quality: 1..100.
+    """
+    if frame.shape[-1] == 3:
+        return bytes(simplejpeg.encode_jpeg(frame, quality=quality, colorspace="RGB", colorsubsampling="444"))
+    return bytes(simplejpeg.encode_jpeg_yuv_planes(*frame, quality=quality))
 
 
 @dataclass(frozen=True)

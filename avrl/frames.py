@@ -183,9 +183,13 @@ def encode_episode(job: Job, episode: Episode) -> dict[str, Any]:
     record: dict[str, Any] = {"episode_index": episode.episode_index}
     try:
         episode, frames = source(job.source).frames(job.raw, episode, job.view, job.scratch)
-        chunks = [store.seal(encode(frame, job.quality)) for frame in frames]
-        write(blob_of(job.scratch, episode.episode_index), b"".join(chunks))
-        record |= {"episode": asdict(episode), "lengths": [len(chunk) for chunk in chunks]}
+        blob, lengths = bytearray(), []  # grown, not joined: a clip's chunks are in memory once
+        for frame in frames:
+            chunk = store.seal(encode(frame, job.quality))
+            blob += chunk
+            lengths.append(len(chunk))
+        write(blob_of(job.scratch, episode.episode_index), blob)
+        record |= {"episode": asdict(episode), "lengths": lengths}
     except IntegrityError as error:
         if not job.drop:
             raise

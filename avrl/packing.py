@@ -190,7 +190,7 @@ def load(path: Path) -> dict[str, Any] | None:
     return record
 
 
-def write(path: Path, data: bytes) -> None:
+def write(path: Path, data: bytes | bytearray) -> None:
     """Whole or not at all after a kill. No fsync: after a power cut the checksums are compared (see `Packer.flush`)."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     temporary.write_bytes(data)

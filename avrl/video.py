@@ -27,20 +27,22 @@ if TYPE_CHECKING:
 
 # swscale's names of the colour matrices, by the number in the H.273 standard that the container carries.
 MATRICES = {1: "bt709", 5: "bt601", 6: "bt601", 9: "bt2020"}
+SPACES = {"bt709": "bt709", "bt601": "smpte170m", "bt2020": "bt2020nc"}  # the same in the filter ``colorspace``
+FULL = 2  # libav's number of the range 0..255
 HD_HEIGHT = 720  # untagged video of at least this height is BT.709 by convention, below it BT.601
 CONTAINER = "mov"  # mp4's demuxer, by name: left to guess, ffmpeg takes a playlist for a clip and opens what it lists
-SCALING = "area+accurate_rnd+full_chroma_int"
 SEEK_MARGIN = 1.0  # seconds
 STOPPED = (255, -signal.SIGINT, -signal.SIGKILL, -signal.SIGTERM)  # 255: ffmpeg caught a signal
 
 
 @dataclass(frozen=True)
 class Clip:
-    """What a container says of its video stream: frame count, frames per second, colour matrix."""
+    """What a container says of its video stream: frame count, frames per second, colour matrix, range of levels."""
 
     frames: int
     fps: float
     matrix: str
+    levels: str = "tv"  # 16..235; "pc" is 0..255
 
 
 def probe(path: Path, name: str) -> Clip:
@@ -60,7 +62,7 @@ def probe(path: Path, name: str) -> Clip:
             stream = container.streams.video[0]
             frames = stream.frames or sum(packet.size > 0 for packet in container.demux(stream))
             fps = float(stream.average_rate or stream.guessed_rate or 0)
-            return Clip(frames, fps, _matrix(stream.codec_context))
+            return Clip(frames, fps, *_colours(stream.codec_context))
     except IndexError:
         raise DecodeError(name, 0, "no video stream") from None
     except (av.error.FFmpegError, ValueError) as error:
@@ -70,11 +72,10 @@ def probe(path: Path, name: str) -> Clip:
 def decode(path: Path, clip: Clip, view: View, name: str) -> Iterator[np.ndarray]:
     """Decode a clip, cropped, scaled by exact area averaging and thinned as the view says.
 
-    One thread: as many decoders as cores beat threads within a decoder. Area scaling with accurate rounding is
-    within 0.03 level of the box mean of the full frame; swscale's defaults darken every channel by 2 levels.
+    One thread: as many decoders as cores beat threads within a decoder.
 
     Yields:
-        uint8 (image_size, image_size, 3) RGB.
+        uint8 (3, image_size, image_size), an even size: Y, Cb, Cr as JPEG has them, full range and BT.601.
 
     Raises:
         DecodeError: fewer or more frames than the container promises, or the decoder complained.
@@ -82,7 +83,7 @@ def decode(path: Path, clip: Clip, view: View, name: str) -> Iterator[np.ndarray
     """
     size, stride = view.image_size, view.stride(clip.fps, name)
     command = _command(path, clip, view, stride)
-    bytes_a_frame = size * size * 3
+    bytes_a_frame = 3 * size * size
     count = 0
     with tempfile.TemporaryFile() as words:  # a pipe that nobody reads would block ffmpeg once it is full
         process = subprocess.Popen(
@@ -91,7 +92,7 @@ def decode(path: Path, clip: Clip, view: View, name: str) -> Iterator[np.ndarray
         try:
             while len(data := _read(process.stdout, bytes_a_frame)) == bytes_a_frame:
                 count += 1
-                yield np.frombuffer(data, np.uint8).reshape(size, size, 3)
+                yield np.frombuffer(data, np.uint8).reshape(3, size, size)
             code = process.wait()
         finally:
             process.kill()
@@ -123,7 +124,7 @@ def decode_part(
         start: Time of its first frame in the file, seconds; None if the file is the episode.
 
     Yields:
-        uint8 (image_size, image_size, 3) RGB, every frame that the view keeps.
+        uint8 (3, image_size, image_size), as `decode` does; every frame that the view keeps.
 
     Raises:
         DecodeError: fewer frames than `length` or, if the file is the episode, more; a frame that is damaged, or not
@@ -190,16 +191,14 @@ def _until(container: Any, stream: Any, end: float) -> Iterator[Any]:
 
 
 def _scaler(stream: Any, view: View) -> Callable[[Any], np.ndarray]:
-    """Crop, scale and convert a decoded frame as `_command` does, by the same filters: the same picture to the bit."""
+    """Crop, scale and convert a decoded frame by the filters that ffmpeg gets: the same picture to the bit."""
     import av
 
-    box = [("crop", "min(iw,ih):min(iw,ih)")] * (view.crop == "center")
-    matrix = f"in_color_matrix={_matrix(stream.codec_context)}"
-    scale = ("scale", f"{view.image_size}:{view.image_size}:flags={SCALING}:{matrix}")
     graph = av.filter.Graph()
+    chain = _filters(*_colours(stream.codec_context), view)
     graph.link_nodes(
         graph.add_buffer(template=stream),
-        *(graph.add(name, words) for name, words in [*box, scale, ("format", "rgb24")]),
+        *(graph.add(one, ":".join([*places, *(f"{k}={v}" for k, v in more.items())])) for one, places, more in chain),
         graph.add("buffersink"),
     ).configure()
 
@@ -210,9 +209,30 @@ def _scaler(stream: Any, view: View) -> Callable[[Any], np.ndarray]:
     return scaled
 
 
-def _matrix(context: Any) -> str:
-    """The name that swscale has for a stream's colour matrix."""
-    return MATRICES.get(int(context.colorspace), "bt709" if context.height >= HD_HEIGHT else "bt601")
+def _colours(context: Any) -> tuple[str, str]:
+    """What swscale calls a stream's colour matrix, and its range: ``tv`` or ``pc``."""
+    default = "bt709" if context.height >= HD_HEIGHT else "bt601"
+    return MATRICES.get(int(context.colorspace), default), "pc" if context.color_range == FULL else "tv"
+
+
+def _filters(matrix: str, levels: str, view: View) -> list[tuple[str, list[str], dict[str, str]]]:
+    """Crop, scale and convert: name, positions and options of each filter.
+
+    Scaling leaves the planes as they are, which swscale does in SIMD, and ``colorspace`` converts what is left, in
+    SIMD too. Asked for RGB, swscale filters chroma pixel by pixel. Other flags than area alias, or blur.
+    """
+    size = [str(view.image_size)] * 2
+    same = {"in_color_matrix": matrix, "out_color_matrix": matrix, "in_range": levels, "out_range": levels}
+    into = {"ispace": SPACES[matrix], "irange": levels, "space": "smpte170m", "range": "pc", "format": "yuv444p"}
+    # Only matrix and range change: gamma and primaries stay what the camera wrote, whatever its tags say.
+    into |= dict.fromkeys(("iprimaries", "itrc", "primaries", "trc"), "bt709")
+    crop: list[tuple[str, list[str], dict[str, str]]] = [("crop", ["min(iw,ih)"] * 2, {})]
+    return [
+        *(crop if view.crop == "center" else []),
+        ("scale", size, {"flags": "area", **same}),
+        ("format", ["yuv444p10"], {}),
+        ("colorspace", [], into),
+    ]
 
 
 def _read(pipe: IO[bytes] | None, size: int) -> bytes:
@@ -232,17 +252,10 @@ def _command(path: Path, clip: Clip, view: View, stride: int) -> list[str]:
     stream = ffmpeg.input(str(path), format=CONTAINER, threads=1, err_detect="explode").video
     if stride > 1:
         stream = stream.filter("select", f"not(mod(n,{stride}))")
-    if view.crop == "center":
-        stream = stream.filter("crop", "min(iw,ih)", "min(iw,ih)")
-    stream = stream.filter(
-        "scale",
-        view.image_size,
-        view.image_size,
-        flags=SCALING,
-        in_color_matrix=clip.matrix,
-    )
+    for name, places, options in _filters(clip.matrix, clip.levels, view):
+        stream = stream.filter(name, *places, **options)
     # Passthrough: with constant-rate output, ffmpeg repeats frames of variable-rate clips and poses lose step.
-    stream = ffmpeg.output(stream, "pipe:", format="rawvideo", pix_fmt="rgb24", fps_mode="passthrough")
+    stream = ffmpeg.output(stream, "pipe:", format="rawvideo", pix_fmt="yuv444p", fps_mode="passthrough")
     stream = stream.global_args("-nostdin", "-hide_banner", "-loglevel", "error", "-xerror")
     stream = stream.global_args("-filter_threads", "1")
     command: list[str] = ffmpeg.compile(stream, cmd=executable())
@@ -255,3 +268,10 @@ def executable() -> str:
     import imageio_ffmpeg
 
     return shutil.which("ffmpeg") or str(imageio_ffmpeg.get_ffmpeg_exe())
+
+
+@functools.cache
+def chain() -> str:
+    """What makes the pixels, for a manifest: the filters, and whose build of them, since builds may round otherwise."""
+    said = subprocess.run([executable(), "-version"], capture_output=True, text=True, check=True).stdout
+    return f"scale=area, colorspace; {' '.join(said.split()[:3])}"

@@ -47,6 +47,13 @@ def patches(width, height):
     return np.broadcast_to(colours.repeat(width // 6, 0), (height, width // 6 * 6, 3)).astype(np.uint8)
 
 
+def rgb(frame):
+    """A frame as RGB (H, W, 3), whichever of the two kinds that JPEG takes it is; by Pillow."""
+    if frame.shape[-1] == 3:
+        return frame
+    return np.asarray(Image.merge("YCbCr", [Image.fromarray(plane) for plane in frame]).convert("RGB"))
+
+
 def psnr(a, b):
     """Peak signal-to-noise ratio in dB of 8-bit pictures."""
     error = np.mean((np.asarray(a, np.float64) - np.asarray(b, np.float64)) ** 2)

@@ -6,6 +6,8 @@ import gc
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from itertools import pairwise
 
@@ -13,8 +15,9 @@ import av
 import clips
 import numpy as np
 import pytest
+import simplejpeg
 
-from avrl import video, zips
+from avrl import codec, video, zips
 from avrl.episodes import View
 from avrl.errors import DecodeError, IntegrityError, TemporaryError
 from avrl.sources import egodex
@@ -23,6 +26,7 @@ MATRIX = {  # Kr, Kb of ITU-R BT.601 and BT.709
     "bt601": (0.299, 0.114),
     "bt709": (0.2126, 0.0722),
 }
+HDR = "-colorspace bt709 -color_primaries bt2020 -color_trc smpte2084"
 
 
 @pytest.fixture
@@ -41,11 +45,15 @@ def clip():
     return clips.encode(clips.ramps(20))
 
 
-def decoded(path, size=32, name="part1.zip:x.mp4"):
+def decoded(path, size=32, name="part1.zip:x.mp4", **view):
+    """All frames as RGB, made from JPEG's planes as a JPEG decoder does."""
     found = video.probe(path, name)
-    frames = list(video.decode(path, found, View(size), name))
-    assert len(frames) == found.frames
-    return np.stack(frames)
+    frames = list(video.decode(path, found, View(size, **view), name))
+    assert all(one.shape == (3, size, size) and one.dtype == np.uint8 for one in frames)
+    y, cb, cr = np.moveaxis(np.stack(frames).astype(np.float64), 1, 0)
+    kr, kb = MATRIX["bt601"]
+    r, b = y + 2 * (1 - kr) * (cr - 128), y + 2 * (1 - kb) * (cb - 128)
+    return np.clip(np.stack([r, (y - kr * r - kb * b) / (1 - kr - kb), b], -1), 0, 255).round().astype(np.uint8)
 
 
 def planes(path):
@@ -115,6 +123,35 @@ def test_the_crop_is_the_centre(write):
     assert got[:, :, 9:].min() > 190
 
 
+def test_without_a_crop_the_picture_is_squeezed(write):
+    frames = np.zeros((3, 64, 128, 3), np.uint8)
+    frames[:, :, 96:] = 200  # outside the central square
+    got = decoded(write(clips.encode(frames)), 16, crop="none")
+    assert got[:, :, :11].max() < 10
+    assert got[:, :, 13:].min() > 190
+
+
+@pytest.mark.parametrize(("fps", "stride"), [(0, 1), (30, 1), (15, 2), (10, 3), (3, 10), (1, 30)])
+def test_a_lower_rate_keeps_the_first_frame_and_every_so_many_th(write, fps, stride):
+    path = write(clips.encode(clips.ramps(20)))
+    got, every = decoded(path, fps=fps), decoded(path)
+    assert len(got) == -(-20 // stride)
+    assert np.array_equal(got, every[::stride])
+
+
+def test_a_lower_rate_still_counts_what_the_container_promises(write, clip):
+    with pytest.raises(DecodeError, match="4 frames decode, the container promises 5"):
+        list(video.decode(write(clip), video.Clip(21, 30, "bt709"), View(32, fps=6), "x.mp4"))
+
+
+@pytest.mark.parametrize("size", [16, 32, 48])
+def test_the_planes_become_a_jpeg_of_the_same_picture(write, clip, size):
+    path = write(clip)
+    jpegs = [codec.encode(one, 98) for one in video.decode(path, video.probe(path, "x"), View(size), "x")]
+    assert all(simplejpeg.decode_jpeg_header(one)[:4] == (size, size, "YCbCr", "444") for one in jpegs)
+    assert clips.psnr(np.stack([simplejpeg.decode_jpeg(one) for one in jpegs]), decoded(path, size)) > 40
+
+
 @pytest.mark.parametrize(
     ("matrix", "tags", "height"),
     [
@@ -122,6 +159,8 @@ def test_the_crop_is_the_centre(write):
         ("bt709", clips.BT709, 720),
         ("bt601", "-colorspace smpte170m", 96),
         ("bt601", "-colorspace bt470bg", 720),
+        ("bt2020", "-colorspace bt2020nc", 96),
+        ("bt709", HDR, 96),  # gamma and primaries are left alone
         ("bt601", "", 96),
         ("bt709", "", 720),
     ],
@@ -131,7 +170,7 @@ def test_the_colour_matrix_is_the_tagged_one_or_that_of_the_size(write, matrix, 
     path = write(clips.encode(np.stack([want] * 2), matrix=matrix, tags=tags))
     assert video.probe(path, "x").matrix == matrix
     got = decoded(path, 48)[0].reshape(48, 6, 8, 3)[:, :, 2:6]  # not the seams, where chroma is shared
-    assert np.abs(got - want.reshape(height, 6, -1, 3)[:48, :, :4].astype(int)).max() <= 3
+    assert np.abs(got - want.reshape(height, 6, -1, 3)[:48, :, :4].astype(int)).max() <= 4
 
 
 @pytest.mark.parametrize("full", [False, True])
@@ -178,6 +217,12 @@ def test_odd_sizes_and_ten_bits(write, width, height, pix_fmt):
     left, top = (width - side) // 2, (height - side) // 2
     for a, b in zip(got, frames[:, top : top + side, left : left + side], strict=True):
         assert np.abs(a.mean((0, 1)) - b.mean((0, 1))).max() < 4
+
+
+def test_a_clip_coded_as_rgb(write):
+    frames = clips.ramps(6, 96, 64)
+    got = decoded(write(clips.encode(frames, "-c:v libx264rgb", pix_fmt="gbrp", tags="")), 32)
+    assert clips.psnr(got, np.stack([boxed(one, 32) for one in frames])) > 38
 
 
 def test_one_frame_is_a_clip(write):
@@ -376,3 +421,20 @@ def test_a_clip_without_pictures_has_no_part(tmp_path):
     (tmp_path / "a.mp4").write_bytes(clips.sound())
     with pytest.raises(DecodeError, match="no video stream"):
         list(video.decode_part(tmp_path / "a.mp4", View(32), "a", length=12, fps=30))
+
+
+def test_a_worker_loads_no_more_than_it_needs(clip, tmp_path):
+    """As many of them run as there are cores, of which large machines have two hundred."""
+    raw = clips.egodex(tmp_path / "raw", {"task/0": (clip, clips.poses(20))})
+    code = (
+        "import sys; from pathlib import Path; import avrl.frames; from avrl import codec, episodes; "
+        "from avrl.sources import egodex; raw = Path(sys.argv[1]); one = egodex.survey(raw)[0][0]; "
+        "print(sum(len(codec.encode(f, 90)) > 0 for f in egodex.frames(raw, one, episodes.View(32), raw)[1]), "
+        "sorted({'torch', 'polars', 'pandas', 'scipy', 'timm', 'typer'} & set(sys.modules)))"
+    )
+    said = subprocess.run([sys.executable, "-c", code, str(raw)], capture_output=True, text=True, check=True).stdout
+    assert said == "20 []\n"
+
+
+def test_the_manifest_can_say_what_made_the_pixels():
+    assert video.chain().startswith("scale=area, colorspace; ffmpeg version ")

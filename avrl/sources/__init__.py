@@ -86,7 +86,8 @@ class Source(Protocol):
     def frames(self, raw: Path, episode: Episode, view: View, scratch: Path) -> tuple[Episode, Iterator[np.ndarray]]:
         """Open an episode: what only its files tell (length, fps, language), and its frames to come.
 
-        The frames are uint8 (image_size, image_size, 3) RGB, in order, every one that the view keeps.
+        The frames are what `avrl.codec.encode` takes: uint8 RGB (image_size, image_size, 3), or JPEG's planes Y, Cb, Cr
+        (3, image_size, image_size); in order, every one that the view keeps.
 
         Raises:
             IntegrityError: a file is damaged, or the view's rate does not fit.

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from avrl import stills, video
 from avrl.episodes import NO_LANGUAGE, SHORT, TOO_SHORT, Dropped, Episode, View
 from avrl.errors import ConfigError, IntegrityError, NotFoundError
@@ -18,8 +20,6 @@ from avrl.lerobot import INFO, Dataset, load
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
-
-    import numpy as np
 
     from avrl.sources import Remote
 
@@ -130,7 +130,8 @@ def _is_flat(data: Dataset, index: int, name: str) -> bool:
         if not (data.root / data.file(index, name if data.is_video(name) else "")).is_file():
             return True
         first: np.ndarray = next(pictures(data, index, name, View(64, "none")))
-        return int(first.max()) - int(first.min()) <= FLAT
+        plane = (1, 2) if first.shape[-1] != 3 else (0, 1)
+        return int(np.ptp(first, plane).max()) <= FLAT
     except (IntegrityError, StopIteration):
         return False
 

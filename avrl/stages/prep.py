@@ -68,13 +68,15 @@ def _slug(config: PrepConfig, inputs: Inputs) -> str:
 
 def _build(config: PrepConfig, inputs: Inputs, out: Path) -> Built:
     from avrl.frames import prepare
+    from avrl.video import chain
 
     cache, job, share = Cache(out.parent.parent), _job(config, inputs, out / SCRATCH), _share(config)
     partials = [] if config.shard else _partials(config, inputs, cache)
     scarce = cache.free() < AMPLE * inputs["raw"].manifest.facts.get("bytes", 0)
     if scarce and not partials and not (out / SCRATCH).exists():  # else what is begun has been found to fit
         _plan(config, inputs, out / SCRATCH, cache)
-    return Built(prepare(job, out, workers=config.workers, engine=config.engine, share=share, partials=partials))
+    facts = prepare(job, out, workers=config.workers, engine=config.engine, share=share, partials=partials)
+    return Built({**facts, "pixels": chain()})
 
 
 def _job(config: PrepConfig, inputs: Inputs, scratch: Path) -> Job:

@@ -64,11 +64,12 @@ class SourceContract:
     # The frames.
 
     @pytest.mark.parametrize("size", [16, 48])
-    def test_gives_every_frame_as_a_square_of_rgb_bytes(self, raw, tmp_path, size):
+    def test_gives_every_frame_as_a_square_of_bytes_that_jpeg_takes(self, raw, tmp_path, size):
         for episode in self.module.survey(raw)[0]:
             one, frames = self.opened(raw, tmp_path, episode, size)
             assert len(frames) == one.length > 0
-            assert {(frame.shape, frame.dtype.name) for frame in frames} == {((size, size, 3), "uint8")}
+            (kind,) = {(frame.shape, frame.dtype.name) for frame in frames}
+            assert kind in (((size, size, 3), "uint8"), ((3, size, size), "uint8"))
 
     def test_opening_tells_what_only_the_files_know(self, raw, tmp_path):
         for episode in self.module.survey(raw)[0]:
