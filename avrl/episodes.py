@@ -6,7 +6,7 @@ whatever is dropped later, so labels and frames that were made apart still meet 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from avrl.errors import IntegrityError
@@ -93,6 +93,31 @@ class Episode:
     bytes: int = 0
     stride: int = 1
     note: str = ""
+
+    def opened(
+        self, n_frames: int, fps: float, stride: int, *, language: str, task: str = "", unsure: bool = False
+    ) -> Episode:
+        """The same episode with what only its files tell.
+
+        Args:
+            n_frames: Of the source.
+            fps: Of the source.
+            stride: Every how many-th is kept.
+            language: Instruction; without a task of its own, it names the task.
+            task: Name of the task.
+            unsure: It does not say how sure its poses are.
+        """
+        length = -(-n_frames // stride)
+        notes = [TOO_SHORT] * (length <= SHORT) + [UNSURE] * unsure
+        return replace(
+            self,
+            length=length,
+            fps=fps / stride,
+            stride=stride,
+            language=language,
+            task=task or language or NO_LANGUAGE,
+            note=", ".join(notes),
+        )
 
 
 @dataclass(frozen=True)

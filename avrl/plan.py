@@ -7,10 +7,11 @@ the standard error is small.
 
 from __future__ import annotations
 
+import os
 import time
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -89,7 +90,7 @@ def estimate(job: Job, *, workers: int = 0, engine: str = "processes", share: Sh
     if not episodes:
         raise IntegrityError(f"{job.raw} has no usable episode", "look at what was dropped, or fetch again")
     decoders = count(workers, engine)
-    known: dict[int, tuple[int, int, float]] = {}
+    known: dict[int, Measured] = {}
     wanted = min(len(episodes), max(FEWEST, 2 * decoders))
     by_size = sorted(episodes, key=lambda one: one.bytes)
     while True:
@@ -103,23 +104,37 @@ def estimate(job: Job, *, workers: int = 0, engine: str = "processes", share: Sh
         wanted = min(len(episodes), MOST, 2 * wanted)
 
 
-def measured(job: Job, episode: Episode) -> tuple[int, int, float]:
-    """Frames, sealed bytes and seconds of one episode; runs in a worker."""
+class Measured(NamedTuple):
+    """What one episode came to, and in which worker."""
+
+    frames: int
+    bytes: int
+    seconds: float
+    worker: int
+
+
+def measured(job: Job, episode: Episode) -> Measured:
+    """Decode one episode; runs in a worker."""
     begun = time.perf_counter()
-    record = encode_episode(job, episode)
-    lengths = record.get("lengths", ())
-    return len(lengths), sum(lengths), time.perf_counter() - begun
+    lengths = encode_episode(job, episode).get("lengths", ())
+    return Measured(len(lengths), sum(lengths), time.perf_counter() - begun, os.getpid())
 
 
-def _plan(episodes: list[Episode], known: dict[int, tuple[int, int, float]], decoders: int) -> Plan:
+def _plan(episodes: list[Episode], known: dict[int, Measured], decoders: int) -> Plan:
     """Scale what is known by source bytes."""
-    sizes = np.array([max(1, one.bytes) for one in episodes if one.episode_index in known], np.float64)
-    found = np.array([known[one.episode_index] for one in episodes if one.episode_index in known], np.float64)
+    sampled = [one for one in episodes if one.episode_index in known]
+    sizes = np.array([max(1, one.bytes) for one in sampled], np.float64)
+    found = np.array([known[one.episode_index][:3] for one in sampled], np.float64)
     whole = float(sum(max(1, one.bytes) for one in episodes))
-    frames, n_bytes, seconds = found.sum(0) / sizes.sum() * whole
+    frames, n_bytes, _ = found.sum(0) / sizes.sum() * whole
+    # A worker's first episode also pays for its imports, which a run of hours does not notice.
+    first = {one.worker: index for index, one in reversed(known.items())}.values()
+    warm = np.array([one.episode_index not in first for one in sampled])
+    warm |= not warm.any()
+    seconds = found[warm, 2].sum() / sizes[warm].sum() * whole
     n, rest = len(sizes), 1 - len(sizes) / len(episodes)
     spread = found[:, 1] - sizes * found[:, 1].sum() / sizes.sum()
     error = float(np.sqrt(rest * (spread**2).sum() / max(1, n - 1) / n) * len(episodes) / max(1.0, n_bytes))
     units = -(-len(episodes) // UNIT)
     n_bytes += units * -(-frames / units // store.SHARD) * store.INDEX_BYTES
-    return Plan(len(episodes), round(frames), round(n_bytes), seconds / decoders, error, n, decoders)
+    return Plan(len(episodes), round(frames), round(n_bytes), float(seconds) / decoders, error, n, decoders)

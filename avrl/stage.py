@@ -75,8 +75,10 @@ class Stage:
         return key_of(self.name, self.version, as_json(config, runtime=False), digests)
 
 
-def run(stage: Stage, config: object, inputs: Inputs, cache: Cache) -> tuple[Artifact, bool]:
+def run(stage: Stage, config: object, inputs: Inputs, cache: Cache, *, wait_s: float = 0.0) -> tuple[Artifact, bool]:
     """Find the artifact of this request, or build it. Returns it and whether it was found (a hit).
+
+    `wait_s` is how long to wait for another process that is building it.
 
     Raises:
         BusyError: another process is building it.
@@ -91,7 +93,7 @@ def run(stage: Stage, config: object, inputs: Inputs, cache: Cache) -> tuple[Art
     partial, final = cache.partial(stage.name, slug, key), cache.path(stage.name, slug, key)
     try:
         partial.mkdir(parents=True, exist_ok=True)
-        with _lock(partial):
+        with _lock(partial, wait_s):
             found = cache.find(stage.name, key)  # another process may have published while we waited for nothing
             if found:
                 return found, True
@@ -176,18 +178,24 @@ def _packages() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _lock(partial: Path) -> Iterator[None]:
+def _lock(partial: Path, wait_s: float) -> Iterator[None]:
     """Courtesy lock against double work. No correctness rests on it: locks are no-ops on many cluster disks."""
     path = partial.with_name(partial.name + ".lock")
     with path.open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BusyError(
-                f"another avrl is making {partial.name.removeprefix('.partial-')}",
-                "wait for it, or stop it",
-            ) from None
-        except OSError as error:
-            log.debug("no lock on this file system: %s", error)
+        until = time.monotonic() + wait_s
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() < until:
+                    time.sleep(0.2)
+                    continue
+                raise BusyError(
+                    f"another avrl is making {partial.name.removeprefix('.partial-')}",
+                    "wait for it, or stop it",
+                ) from None
+            except OSError as error:
+                log.debug("no lock on this file system: %s", error)
+            break
         yield
         path.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -24,7 +25,8 @@ def end(error: BaseException, argv: list[str]) -> int:
     if "--debug" in argv:
         traceback.print_exception(error)
     if "--json" in argv:
-        print(json.dumps({"error": line, "kind": type(error).__name__, "exit_code": code}, indent=1))
+        with contextlib.suppress(BrokenPipeError):  # whoever was to read it may be what stopped us
+            print(json.dumps({"error": line, "kind": type(error).__name__, "exit_code": code}, indent=1), flush=True)
     print(f"avrl: {line}", file=sys.stderr)
     return code
 

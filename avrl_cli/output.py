@@ -53,7 +53,9 @@ class Session:
         """The cache that this run reads and writes."""
         return Cache(self.cache)
 
-    def run(self, stage: Stage, config: object, inputs: Inputs, expect: str = "") -> Artifact | None:
+    def run(
+        self, stage: Stage, config: object, inputs: Inputs, expect: str = "", *, wait_s: float = 0.0
+    ) -> Artifact | None:
         """Run a stage, or with ``--dry-run`` say what it would do. None: a dry run whose artifact is missing.
 
         Args:
@@ -61,6 +63,7 @@ class Session:
             config: Its options.
             inputs: Role -> artifact.
             expect: For a dry run: counts, bytes and time of a miss, where they are known beforehand.
+            wait_s: How long to wait for another process that is making it.
         """
         slug = stage.slug(config, inputs)
         if self.dry_run:
@@ -73,7 +76,7 @@ class Session:
             if expect and not found:
                 self.say(f"     {expect}")
             return found
-        artifact, hit = run(stage, config, inputs, self.store)
+        artifact, hit = run(stage, config, inputs, self.store, wait_s=wait_s)
         self.artifacts.append(
             {
                 "stage": stage.name,

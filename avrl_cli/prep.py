@@ -20,6 +20,7 @@ from avrl_cli.options import verb
 from avrl_cli.output import Session
 
 NAME = "prep"
+SOON_S = 120.0  # ample for the directory of a zip, or for links
 
 
 @verb(PrepConfig)
@@ -49,7 +50,9 @@ def command(
         asked = fetch.settled(replace(chosen, stream=stream, origin=origin))
         for line in fetch.licence(asked):
             session.say(line)
-        here = session.run(fetch.STAGE, asked, {}, fetch.expect(asked, session.store) if session.dry_run else "")
+        told = fetch.expect(asked, session.store) if session.dry_run else ""
+        # The tasks of a Slurm array begin at once, and all of them want to know where the zip lies.
+        here = session.run(fetch.STAGE, asked, {}, told, wait_s=SOON_S)
         if here:
             _prepare(session, config, here)
         else:  # a dry run: where a zip lies, or a copy, is soon told

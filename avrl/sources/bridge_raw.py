@@ -15,14 +15,14 @@ import functools
 import hashlib
 import re
 import zipfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from avrl import pickles, stills, zips
-from avrl.episodes import NO_LANGUAGE, SHORT, TOO_SHORT, Dropped, Episode
+from avrl.episodes import Dropped, Episode
 from avrl.errors import IntegrityError, MismatchError
 
 if TYPE_CHECKING:
@@ -241,18 +241,10 @@ def frames(raw: Path, episode: Episode, view: View, scratch: Path) -> tuple[Epis
     place, stem = Place(raw / episode.file), episode.member
     name = place.called(stem)
     stride = view.stride(FPS, name)
-    kept = _pictures(raw, episode)[::stride]
+    names = _pictures(raw, episode)
     language = _language(place, stem) if f"{stem}/{LANGUAGE}" in _contents(place.path).get(stem, []) else ""
-    opened = replace(
-        episode,
-        length=len(kept),
-        fps=FPS / stride,
-        language=language,
-        task=language or NO_LANGUAGE,
-        stride=stride,
-        note=TOO_SHORT if len(kept) <= SHORT else "",
-    )
-    return opened, stills.decode((place.read(one) for one in kept), view, f"{name}/images0", stride)
+    opened = episode.opened(len(names), FPS, stride, language=language)
+    return opened, stills.decode((place.read(one) for one in names[::stride]), view, f"{name}/images0", stride)
 
 
 def _language(place: Place, stem: str) -> str:

@@ -6,14 +6,13 @@ Source: Walke et al. 2023, "BridgeData V2", arXiv:2308.12952; the shards are tho
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from avrl import stills, tfrecord
-from avrl.episodes import NO_LANGUAGE, SHORT, TOO_SHORT, Dropped, Episode
+from avrl.episodes import Dropped, Episode
 from avrl.errors import IntegrityError, NotFoundError
 from avrl.sources import Remote
 
@@ -92,17 +91,9 @@ def frames(raw: Path, episode: Episode, view: View, scratch: Path) -> tuple[Epis
     # The instruction is the only name of a task in these shards.
     name = f"{raw / episode.file}#{episode.offset}"
     stride = view.stride(FPS, name)
-    kept = _jpegs(record, episode)[::stride]
-    opened = replace(
-        episode,
-        length=len(kept),
-        fps=FPS / stride,
-        language=language,
-        task=language or NO_LANGUAGE,
-        stride=stride,
-        note=TOO_SHORT if len(kept) <= SHORT else "",
-    )
-    return opened, stills.decode(kept, view, name, stride)
+    jpegs = _jpegs(record, episode)
+    opened = episode.opened(len(jpegs), FPS, stride, language=language)
+    return opened, stills.decode(jpegs[::stride], view, name, stride)
 
 
 def robot(raw: Path, episode: Episode) -> tuple[np.ndarray, np.ndarray]:

@@ -12,12 +12,11 @@ import itertools
 import os
 import re
 import zipfile
-from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from avrl import remotezip, video, zips
-from avrl.episodes import SHORT, TOO_SHORT, UNSURE, Dropped, Episode
+from avrl.episodes import Dropped, Episode
 from avrl.errors import IntegrityError, MismatchError, NotFoundError
 from avrl.sources import Remote
 
@@ -164,9 +163,7 @@ def frames(raw: Path, episode: Episode, view: View, scratch: Path) -> tuple[Epis
             "fetch the part again, or list it as dropped with --on-error drop",
         )
     stride = view.stride(clip.fps, name)
-    length = -(-clip.frames // stride)
-    note = ", ".join([TOO_SHORT] * (length <= SHORT) + [UNSURE] * (not sure))
-    opened = replace(episode, length=length, fps=clip.fps / stride, language=language, stride=stride, note=note)
+    opened = episode.opened(clip.frames, clip.fps, stride, language=language, task=episode.task, unsure=not sure)
     return opened, video.decode(clip_path, clip, view, name)
 
 

@@ -7,13 +7,12 @@ views with black) is told by content: in up to three episodes spread over the li
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from avrl import stills, video
-from avrl.episodes import NO_LANGUAGE, SHORT, TOO_SHORT, Dropped, Episode, View
+from avrl.episodes import Dropped, Episode, View
 from avrl.errors import ConfigError, IntegrityError, NotFoundError
 from avrl.lerobot import INFO, Dataset, load
 
@@ -168,14 +167,5 @@ def frames(raw: Path, episode: Episode, view: View, scratch: Path) -> tuple[Epis
     data.table(index, ())  # a clip alone does not say how many frames the robot saw
     language = data.language(index)
     stride = view.stride(data.fps, str(raw / episode.file))
-    length = -(-data.rows[index]["length"] // stride)
-    opened = replace(
-        episode,
-        length=length,
-        fps=data.fps / stride,
-        language=language,
-        task=language or NO_LANGUAGE,
-        stride=stride,
-        note=TOO_SHORT if length <= SHORT else "",
-    )
+    opened = episode.opened(data.rows[index]["length"], data.fps, stride, language=language)
     return opened, pictures(data, index, episode.member, view)

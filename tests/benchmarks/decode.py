@@ -43,9 +43,15 @@ SIZE, QUALITY, EVERY = 224, 90, 30  # every how many-th frame is compared with t
 KR, KB = 0.2126, 0.0722  # BT.709
 
 
-def leaves(path: Path) -> None:
+def filmed(folder: Path, frames: int, seed: int = 0) -> bytes:
+    """An mp4 of a 1080p clip of so many frames."""
+    leaves(folder / "leaves.png", seed)
+    return ffmpeg(CAMERA.format(picture=folder / "leaves.png", frames=frames))
+
+
+def leaves(path: Path, seed: int) -> None:
     """A picture of 2200 x 1240 full of discs that cover one another."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     picture = Image.new("RGB", (2200, 1240))
     draw = ImageDraw.Draw(picture)
     for x, y, share in rng.uniform((-100, -100, 0.01), (2300, 1340, 1), (3000, 3)):
@@ -149,8 +155,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, get_context("spawn").Pool(options.workers) as pool:
         folder, outs = Path(name), (Path(name) / f"out{k}" for k in itertools.count())
         clip, raw = folder / "clip.mp4", folder / "raw"
-        leaves(folder / "leaves.png")
-        clip.write_bytes(ffmpeg(CAMERA.format(picture=folder / "leaves.png", frames=options.frames)))
+        clip.write_bytes(filmed(folder, options.frames))
         episode = (clip.read_bytes(), poses(options.frames))
         egodex(raw, {f"task/{i}": episode for i in range(options.workers)})
         print(f"{options.frames} frames of {clip.stat().st_size / options.frames / 1000:.1f} kB; {video.chain()}")

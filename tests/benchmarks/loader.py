@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 from avrl import codec, episodes, store
 from avrl.pairs import Pairs, Sampling
 from avrl.store import FrameStore
-from tests.benchmarks.decode import SCENE
+from tests.benchmarks.decode import filmed
 from tests.clips import FFMPEG, ffmpeg
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def build(root: Path, clips: int, n: int) -> np.ndarray:
     small = []
     for k in range(clips):
         clip = root / f"{k}.mp4"
-        clip.write_bytes(ffmpeg(SCENE.format(seed=k + 3, frames=n)))
+        clip.write_bytes(filmed(root, n, seed=k))
         scale = f"scale={SIZE}:{SIZE}:flags=area+accurate_rnd+full_chroma_int"
         command = [FFMPEG, "-v", "error", "-i", str(clip), "-vf", scale, "-pix_fmt", "rgb24", "-f", "rawvideo", "-"]
         small.append(np.frombuffer(subprocess.run(command, stdout=-1, check=True).stdout, np.uint8))
