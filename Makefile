@@ -54,6 +54,7 @@ crash: $(VENV)/dev.stamp  ## kill every verb at random moments, many times; comp
 bench: $(VENV)/dev.stamp  ## hot paths beside their ceilings and peers, as ratios
 	$(BIN)/python -m tests.benchmarks.loader
 	$(BIN)/python -m tests.benchmarks.decode
+	$(BIN)/python -m tests.benchmarks.part
 
 golden: $(VENV)/dev.stamp  ## write the golden files again; the diff is the review
 	$(BIN)/python tests/golden/regen.py
