@@ -6,7 +6,6 @@ an interrupted or rotten one is told from a good one. Retention runs after a sna
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import shutil
@@ -145,9 +144,3 @@ def _restore_moments(objective: Objective, optimizer: Optimizer, flat: dict[str,
         parameter = parameters[of]
         # AdamW keeps its step count on the CPU whatever the device, unless it is fused or capturable.
         optimizer.state[parameter][key] = value if key == "step" else value.to(parameter.device)
-
-
-def forget(folder: Path) -> None:
-    """Remove all snapshots, once the finished weights are written."""
-    with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(folder)

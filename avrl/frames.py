@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from avrl import store
 from avrl.episodes import Dropped, Episode, table, write_dropped
 from avrl.errors import IntegrityError, MismatchError
-from avrl.packing import Packer, blob_of, load, record_of, unit_of, write
+from avrl.packing import Packer, blob_of, episodes_of, load, record_of, unit_of, write
 from avrl.progress import bar
 from avrl.sources import source
 from avrl.workers import in_order
@@ -114,7 +114,10 @@ def _fill(
     packer: Packer, job: Job, episodes: list[Episode], partials: Sequence[Artifact], workers: int, engine: str
 ) -> None:
     """Bring episodes into the store, unit by unit: linked where a partial store has the unit, else decoded."""
-    made = _made(partials)
+    made = made_units(partials)
+    begun = unit_of(packer.next)
+    if packer.next != episodes_of(begun).start:  # its first shards are in place, and joined to no others
+        made.pop(begun, None)
     todo = [one for one in episodes if unit_of(one.episode_index) not in made]
     with (
         closing(in_order(encode_episode, ((job, one) for one in todo), workers, engine)) as records,
@@ -132,7 +135,7 @@ def _fill(
         packer.flush()
 
 
-def _made(partials: Sequence[Artifact]) -> dict[int, tuple[Artifact, list[dict[str, Any]], list[Dropped]]]:
+def made_units(partials: Sequence[Artifact]) -> dict[int, tuple[Artifact, list[dict[str, Any]], list[Dropped]]]:
     """Unit -> the partial store that has it, its rows there, and what was dropped of it."""
     import polars as pl
 

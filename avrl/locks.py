@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from avrl.artifact import MANIFEST, load
+from avrl.artifact import MANIFEST, load, sha256_of
 from avrl.errors import ConfigError, IntegrityError, NotFoundError
 
 if TYPE_CHECKING:
@@ -34,15 +34,23 @@ def sums_of(lock: str) -> dict[str, str]:
     return sums
 
 
-def hold_to(sums: Mapping[str, str], files: Mapping[str, str]) -> None:
-    """Compare files with the checksums they are held to; both are name -> SHA-256.
+def hold_to(sums: Mapping[str, str], files: Mapping[str, str], lock: str, again: str = "fetch it again") -> None:
+    """Compare files with the checksums they are held to; both are name -> SHA-256, `lock` is who says so.
 
     Raises:
         IntegrityError: a file differs, or is not listed.
     """
     for name, found in files.items():
         if sums.get(name) != found:
-            why = "is not the file that it was" if name in sums else "is not listed there"
-            raise IntegrityError(
-                f"--locked: {name} {why} (sha256 {found})", "fetch it again, or leave --locked out if it may differ"
-            )
+            why = "is not the file that it was" if name in sums else "is not listed"
+            raise IntegrityError(f"{name} {why}: its sha256 is {found}, {lock} says {sums.get(name, 'nothing')}", again)
+
+
+def accept(path: Path, root: Path, sums: Mapping[str, str], lock: str) -> None:
+    """Compare a file, or every file of a folder, with the checksums; names are relative to the root.
+
+    Raises:
+        IntegrityError: see `hold_to`.
+    """
+    for file in [path] if path.is_file() else sorted(one for one in path.rglob("*") if one.is_file()):
+        hold_to(sums, {file.relative_to(root).as_posix(): sha256_of(file)}, lock)

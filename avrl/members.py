@@ -1,22 +1,26 @@
 """Some members of a zip: chosen by task and number, fetched by their ranges, packed into a zip of their own.
 
-Each member is done when its name shows in the scratch folder, which is after its CRC was compared; a killed call
-fetches again at most one member a worker.
+A member that lies in the scratch folder is done if its size and CRC are those of the zip's directory as it is now; a
+killed call fetches again at most one member a worker.
 """
 
 from __future__ import annotations
 
 import threading
+import zipfile
+import zlib
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from avrl import zips
 from avrl.remotezip import SUFFIX, RemoteZip
 
 if TYPE_CHECKING:
-    import zipfile
     from collections.abc import Callable
-    from pathlib import Path
+
+
+CHUNK_BYTES = 2**20
 
 
 def directory(place: str | Path) -> list[zipfile.ZipInfo]:
@@ -50,22 +54,21 @@ def extract(
     own = threading.local()  # a zip a thread: reading one seeks in it
 
     def fetch(name: str) -> int:
-        done = scratch / name
-        if not done.exists():
+        done, one = scratch / name, wanted[name]
+        if not (done.exists() and done.stat().st_size == one.file_size and _crc32(done) == one.CRC):
             done.parent.mkdir(parents=True, exist_ok=True)
             temporary = done.with_name(done.name + ".tmp")
-            if isinstance(place, str):
-                if not hasattr(own, "zip"):
-                    own.zip = RemoteZip.recall(scratch / target.name)
-                own.zip.copy(name, temporary)
-            else:
-                zips.copy_member(place, name, temporary)
+            if not hasattr(own, "zip"):
+                own.zip = RemoteZip.recall(scratch / target.name) if far else zipfile.ZipFile(place)
+            own.zip.copy(name, temporary) if far else zips.copy_member(own.zip, name, temporary)
             temporary.rename(done)
         return done.stat().st_size
 
     scratch.mkdir(parents=True, exist_ok=True)
-    if isinstance(place, str):
-        RemoteZip(place).save(scratch / target.name)
+    far = RemoteZip(place) if isinstance(place, str) else None
+    if far:
+        far.save(scratch / target.name)
+    wanted = {one.filename: one for one in (far.members if far else zips.check(Path(place)))}
     with ThreadPoolExecutor(workers) as threads:
         futures = [threads.submit(fetch, name) for name in names]
         try:
@@ -75,6 +78,14 @@ def extract(
             threads.shutdown(wait=False, cancel_futures=True)
             raise
     zips.pack(scratch, names, target)
+
+
+def _crc32(path: Path) -> int:
+    crc = 0
+    with path.open("rb") as handle:
+        while chunk := handle.read(CHUNK_BYTES):
+            crc = zlib.crc32(chunk, crc)
+    return crc
 
 
 def tally(path: Path) -> dict[str, int]:

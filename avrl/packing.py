@@ -39,6 +39,11 @@ def unit_of(episode_index: int) -> int:
     return episode_index // UNIT
 
 
+def episodes_of(unit: int) -> range:
+    """Indices of the episodes of a unit."""
+    return range(unit * UNIT, (unit + 1) * UNIT)
+
+
 class Packer:
     """Packs episodes into shards in order, and goes on where an earlier one was killed.
 
@@ -104,7 +109,7 @@ class Packer:
         end = -(-(rows[-1]["dataset_from_index"] + rows[-1]["length"]) // store.SHARD) if rows else 0
         for old in range(first, end):
             source = store.shard_path(partial.root / "frames.zarr", old)
-            if sha256_of(source) != sums[source.relative_to(partial.root).as_posix()]:
+            if not source.is_file() or sha256_of(source) != sums[source.relative_to(partial.root).as_posix()]:
                 raise IntegrityError(f"{source} is damaged", f"rm -r {partial.root} and make that shard again")
             _link(source, store.shard_path(self.zarr, self.shards + old - first))
         moved = (self.shards - first) * store.SHARD
@@ -167,7 +172,10 @@ def _link(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         temporary = target.with_name(target.name + ".tmp")
-        shutil.copyfile(source, temporary)
+        with source.open("rb") as reader, temporary.open("wb") as writer:
+            shutil.copyfileobj(reader, writer, 2**20)
+            writer.flush()
+            os.fsync(writer.fileno())  # it is vouched for next
         temporary.rename(target)
 
 

@@ -19,11 +19,13 @@ from avrl import store
 from avrl.cache import size
 from avrl.errors import IntegrityError
 from avrl.frames import Job, Share, encode_episode
-from avrl.packing import UNIT
+from avrl.packing import load, unit_of
 from avrl.sources import source
 from avrl.workers import count, in_order
 
 if TYPE_CHECKING:
+    from collections.abc import Container
+
     from avrl.episodes import Episode
 
 FEWEST, MOST = 16, 128  # clips
@@ -54,6 +56,8 @@ class Plan:
 
     def words(self, price: float) -> str:
         """For the terminal; `price` of the machine in $/h, 0 if nobody asked."""
+        if not self.episodes:
+            return "nothing is left to decode"
         money = f", ${self.seconds / 3600 * price:,.2f} at ${price:g}/h" if price else ""
         return (
             f"{self.episodes:,} episodes, {self.frames:,} frames; a store of {size(self.bytes)}"
@@ -77,19 +81,36 @@ def hours(seconds: float) -> str:
     )
 
 
-def estimate(job: Job, *, workers: int = 0, engine: str = "processes", share: Share = Share()) -> Plan:  # noqa: B008
-    """Decode a few episodes of a source and tell what all of them will come to.
+def estimate(
+    job: Job,
+    *,
+    workers: int = 0,
+    engine: str = "processes",
+    share: Share = Share(),  # noqa: B008  frozen
+    done: Container[int] = (),
+) -> Plan:
+    """Decode a few episodes of a source and tell what all that are left will come to.
 
     What is decoded stays in the job's scratch, so a build that follows there has it already.
+
+    Args:
+        job: What to decode, and how.
+        workers: Decoders at a time; 0 means one a core.
+        engine: See `avrl.workers`.
+        share: Units to plan.
+        done: ``episode_index`` of episodes that are in place, or will be linked.
 
     Raises:
         IntegrityError: no episode can be decoded, or one is damaged and not to be dropped.
     """
     job.scratch.mkdir(parents=True, exist_ok=True)
-    episodes = [one for one in source(job.source).survey(job.raw)[0] if share.has(one)]
-    if not episodes:
+    there = source(job.source).survey(job.raw)[0]
+    if not there:
         raise IntegrityError(f"{job.raw} has no usable episode", "look at what was dropped, or fetch again")
-    decoders = count(workers, engine)
+    episodes = [one for one in there if share.has(one) and one.episode_index not in done]
+    if not episodes:
+        return Plan(0, 0, 0, 0.0, 0.0, 0, 0)
+    decoders = min(len(episodes), count(workers, engine))
     known: dict[int, Measured] = {}
     wanted = min(len(episodes), max(FEWEST, 2 * decoders))
     by_size = sorted(episodes, key=lambda one: one.bytes)
@@ -99,6 +120,10 @@ def estimate(job: Job, *, workers: int = 0, engine: str = "processes", share: Sh
         with closing(in_order(measured, ((job, one) for one in fresh), workers, engine)) as results:
             known |= {one.episode_index: result for one, result in zip(fresh, results, strict=True)}
         plan = _plan(by_size, known, decoders)
+        if not plan.frames:
+            records = [load(path) or {} for path in sorted(job.scratch.glob("0*.json"))]
+            why = next((one["dropped"]["reason"] for one in records if "dropped" in one), "")
+            raise IntegrityError(f"{job.raw}: of {plan.sampled} episodes none decodes: {why}", "mend that first")
         if plan.error <= ERROR or wanted >= min(len(episodes), MOST):
             return plan
         wanted = min(len(episodes), MOST, 2 * wanted)
@@ -135,6 +160,6 @@ def _plan(episodes: list[Episode], known: dict[int, Measured], decoders: int) ->
     n, rest = len(sizes), 1 - len(sizes) / len(episodes)
     spread = found[:, 1] - sizes * found[:, 1].sum() / sizes.sum()
     error = float(np.sqrt(rest * (spread**2).sum() / max(1, n - 1) / n) * len(episodes) / max(1.0, n_bytes))
-    units = -(-len(episodes) // UNIT)
+    units = len({unit_of(one.episode_index) for one in episodes})
     n_bytes += units * -(-frames / units // store.SHARD) * store.INDEX_BYTES
     return Plan(len(episodes), round(frames), round(n_bytes), float(seconds) / decoders, error, n, decoders)

@@ -11,6 +11,7 @@ import itertools
 import json
 import zipfile
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from avrl import zips
@@ -19,8 +20,6 @@ from avrl.http import connect
 from avrl.server import Patience, Published
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from _typeshed import WriteableBuffer
 
     from avrl.server import Origin
@@ -92,7 +91,9 @@ class _Window(io.RawIOBase):
         try:
             data = self._remote.patiently(attempt)
         except IntegrityError as error:  # of the server, not of a member: no reason to drop one
-            raise StaleError(error.cause, "remove its raw artifact and run the same command") from None
+            folder = Path(self.name).parent
+            step = f"rm -r {folder} and" if self._sealed and folder.is_dir() else ""
+            raise StaleError(error.cause, f"{step} run the same command again".strip()) from None
         if len(data) != n_bytes:
             raise StaleError(f"{self._remote.shown}: {len(data)} of {n_bytes} bytes came", "run the same command again")
         return data

@@ -105,6 +105,9 @@ def run(stage: Stage, config: object, inputs: Inputs, cache: Cache, *, wait_s: f
     except AvrlError:
         raise
     except Exception as error:
+        found = cache.find(stage.name, key) if isinstance(error, FileNotFoundError) else None
+        if found:  # where locks are no-ops, a twin has published what both were making
+            return found, True
         if not _is_full(error, cache):
             raise
         raise DiskFullError(

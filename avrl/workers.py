@@ -92,10 +92,11 @@ def _ray(function: Callable[..., T], workers: int) -> Iterator[tuple[Submit, int
         import ray
     except ModuleNotFoundError:
         raise MissingError("--engine ray needs the package ray", "pip install 'avrl[ray]'") from None
-    begun = not ray.is_initialized()
+    begun, terminate = not ray.is_initialized(), signal.getsignal(signal.SIGTERM)
     try:
         if begun:
             ray.init(logging_level=logging.ERROR, log_to_driver=False)
+            signal.signal(signal.SIGTERM, terminate)  # Ray's own would end without a word, and with another code
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise MissingError(f"no Ray cluster answers: {error}", "see RAY_ADDRESS, or leave --engine out") from None
     # A failed decode is an answer, not a failure of the machine: only the latter is worth another try.

@@ -52,7 +52,9 @@ def command(
         return
     if source == "sample" and (config.part or config.origin or config.task or config.episodes):
         raise ConfigError("the sample is one piece and bundled", "type: avrl fetch sample")
-    wanted = SAMPLE if source == "sample" else [replace(config, source=source or config.source)]
+    runs = {"workers": config.workers, "locked": config.locked, "mirror": config.mirror}
+    sample = [replace(one, **runs) for one in SAMPLE]  # type: ignore[arg-type]
+    wanted = sample if source == "sample" else [replace(config, source=source or config.source)]
     requests = [settled(one) for one in wanted]
     for line in dict.fromkeys(line for one in requests for line in licence(one)):
         session.say(line)
@@ -60,5 +62,6 @@ def command(
         plan = expect(one, session.store) if session.dry_run else ""
         made = session.run(STAGE, one, {}, f"{plan}; {size(session.store.free())} free" if plan else "")
         if made and one.locked:  # a hit was not compared when it was made
-            hold_to(sums_of(one.locked), {file.path: file.sha256 for file in made.manifest.files})
+            sums = {file.path: file.sha256 for file in made.manifest.files}
+            hold_to(sums_of(one.locked), sums, one.locked, f"rm -r {made.root} and run the same command")
         session.mirror(made, one.mirror)

@@ -45,6 +45,8 @@ def command(
     """
     if source not in (*SOURCES, "sample"):
         raise ConfigError(f"no source named {source!r}", f"known: {', '.join(SOURCES)}, sample")
+    if (stream or origin) and (source == "sample" or raw):
+        raise ConfigError("--stream and --from go neither with the sample nor with --raw", "leave one of them out")
     if stream or origin:
         chosen = fetch.FetchConfig(source=source, part=_listed(part), task=_listed(task), episodes=episodes)
         asked = fetch.settled(replace(chosen, stream=stream, origin=origin))
@@ -55,9 +57,11 @@ def command(
         here = session.run(fetch.STAGE, asked, {}, told, wait_s=SOON_S)
         if here:
             _prepare(session, config, here)
-        else:  # a dry run: where a zip lies, or a copy, is soon told
+        elif seen := fetch.seen(asked):  # a dry run: where a zip lies, or a copy, is soon told
             with TemporaryDirectory() as folder:
-                _prepare(session, config, run(fetch.STAGE, fetch.seen(asked), {}, Cache(Path(folder)))[0])
+                _prepare(session, config, run(fetch.STAGE, seen, {}, Cache(Path(folder)))[0])
+        else:
+            session.missing("frames", "what is not here yet, and comes in no zip, cannot be planned")
         return
     if part or task or episodes:
         raise ConfigError("--part, --task and --episodes go with --stream or --from", "or name the artifact with --raw")

@@ -139,6 +139,40 @@ def test_killed_it_fetches_again_at_most_one_member_a_worker(cache, zipped, tmp_
     assert raw.digest == again.digest
 
 
+def test_after_a_kill_members_of_another_edition_are_not_taken(cache, copy, zipped, tmp_path):
+    """The zip was published anew between the two runs, or a power cut emptied a member that has its name."""
+    other = clips.egodex(tmp_path / "other", {name: clips.episode(9, seed=7) for name in NAMES})
+    data = (other / "part1.zip").read_bytes()
+    with serving(Files, {"part1.zip": zipped}) as server:
+        config = asked(server, episodes=3)
+        partial = cache.partial("raw", fetch.STAGE.slug(config, {}), fetch.STAGE.key(config, {}))
+        for name in ("part1/fold/0.mp4", "part1/pour/0.mp4"):
+            (partial / SCRATCH / name).parent.mkdir(parents=True)
+            (partial / SCRATCH / name).write_bytes(members(zipped)[name] if "fold" in name else b"")
+        server.files["part1.zip"] = data
+        raw, _ = run(fetch.STAGE, config, {}, cache)
+    got, there = members((raw.root / "part1.zip").read_bytes()), members(data)
+    assert got == {name: there[name] for name in got}
+
+
+def test_a_task_that_one_part_lacks_is_taken_from_the_others(cache, copy, tmp_path):
+    clips.egodex(copy, {"sew/0": clips.episode(8)}, part="test")
+    values = fetch.FetchConfig(part=("1", "test"), origin=str(copy), task=("sew",))
+    raw, _ = run(fetch.STAGE, fetch.settled(values), {}, cache)
+    assert [path.name for path in raw.root.glob("*.zip")] == ["test.zip"]
+    (copy / "test.zip").unlink()
+
+
+def test_a_linked_copy_that_was_moved_is_told_by_name(cache, copy, tmp_path):
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    (moved / "part1.zip").write_bytes((copy / "part1.zip").read_bytes())
+    raw, _ = run(fetch.STAGE, fetch.settled(fetch.FetchConfig(origin=str(moved))), {}, cache)
+    (moved / "part1.zip").rename(tmp_path / "part1.zip")
+    with pytest.raises(NotFoundError, match=r"part1\.zip is gone: .*/moved/part1\.zip is not there"):
+        store(cache, raw)
+
+
 # Never kept.
 
 

@@ -125,6 +125,9 @@ def test_a_damaged_share_is_refused_by_name(cache, raw):
     path.write_bytes(clips.flipped(path.read_bytes(), 100))
     with pytest.raises(IntegrityError, match=r"2of2.*/0 is damaged; rm -r .*2of2"):
         make(cache, raw)
+    path.unlink()
+    with pytest.raises(IntegrityError, match=r"2of2.*/0 is damaged; rm -r .*2of2"):
+        make(cache, raw)
 
 
 def test_joining_goes_on_where_it_was_killed(cache, raw, whole, monkeypatch):
@@ -143,6 +146,37 @@ def test_joining_goes_on_where_it_was_killed(cache, raw, whole, monkeypatch):
         make(cache, raw)
     monkeypatch.setattr(packing, "_link", link)
     assert make(cache, raw).digest == whole.digest
+
+
+def test_a_unit_that_was_begun_here_is_not_linked_on_top(cache, raw, monkeypatch):
+    """Its first episodes are in place already: taking the whole unit from a share would list them twice."""
+    monkeypatch.setattr(packing, "UNIT", 4)
+    flush, left = packing.Packer.flush, [1]
+
+    def die(packer, **options):
+        flush(packer, **options)
+        left[0] -= packer.shards > 0
+        if not left[0]:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(packing.Packer, "flush", die)
+    with pytest.raises(KeyboardInterrupt):
+        make(cache, raw)
+    monkeypatch.setattr(packing.Packer, "flush", flush)
+    begun = next(cache.root.glob("frames/.partial-*[0-9a-f]"))
+    assert 0 < packing.Packer(begun).next < 4
+    make(cache, raw, shard="1/1")
+    joined = pl.read_parquet(make(cache, raw).root / "episodes.parquet")
+    alone = make(Cache(cache.root / "alone"), raw)
+    assert joined["episode_id"].is_unique().all()
+    assert make(cache, raw).digest == alone.digest
+
+
+def test_when_all_shares_are_there_the_plan_is_to_link(cache, raw):
+    for i in (1, 2):
+        make(cache, raw, shard=f"{i}/2")
+    told = prep.plan(config(), {"raw": raw}, cache)
+    assert (told.episodes, told.bytes, told.words(5.0)) == (0, 0, "nothing is left to decode")
 
 
 def test_where_the_disk_has_no_links_shards_are_copied(cache, raw, whole, monkeypatch):

@@ -9,8 +9,8 @@ from __future__ import annotations
 import difflib
 import functools
 import itertools
-import os
 import re
+import uuid
 import zipfile
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
@@ -122,6 +122,11 @@ def _split(part: str) -> str:
 def _places(raw: Path) -> list[Path]:
     """Zips, unpacked parts, and zips that stay where they are, under the name that they would have here."""
     there = [place for place in raw.iterdir() if not place.name.startswith(".")]
+    gone = [place for place in there if not place.exists()]
+    if gone:
+        raise NotFoundError(
+            f"{gone[0]} is gone: {gone[0].resolve()} is not there", "fetch it again from where it is now"
+        )
     found = {place for place in there if place.is_dir() or place.suffix == ".zip"}
     found |= {place.with_suffix("") for place in there if place.suffix == remotezip.SUFFIX}
     return sorted(found)
@@ -132,7 +137,7 @@ def _sizes(place: Path) -> dict[str, int]:
     if place.is_dir():
         files = [path for path in place.glob("*/*") if path.is_file()]
         return {f"{place.name}/{path.relative_to(place).as_posix()}": path.stat().st_size for path in files}
-    members = zips.check(place) if place.exists() else _remote(place).members
+    members = _remote(place).members if _is_remote(place) else zips.check(place)
     return {one.filename: one.file_size for one in members}
 
 
@@ -148,13 +153,13 @@ def frames(raw: Path, episode: Episode, view: View, scratch: Path) -> tuple[Epis
     name = f"{place}:{episode.member}" if place.suffix == ".zip" else str(raw / episode.member)
     clip_path, pose_path = raw / episode.member, raw / PurePosixPath(episode.member).with_suffix(".hdf5")
     if place.suffix == ".zip":
-        clip_path, pose_path = scratch / f"{os.getpid()}.mp4", scratch / f"{os.getpid()}.hdf5"
+        clip_path, pose_path = scratch / f"{_worker()}.mp4", scratch / f"{_worker()}.hdf5"
         for target in (clip_path, pose_path):
             member = str(PurePosixPath(episode.member).with_suffix(target.suffix))
-            if place.exists():
-                zips.copy_member(_archive(place), member, target)
-            else:
+            if _is_remote(place):
                 _remote(place).copy(member, target)
+            else:
+                zips.copy_member(_archive(place), member, target)
     poses, language, sure = _poses(pose_path, name.removesuffix(".mp4") + ".hdf5")
     clip = video.probe(clip_path, name)
     if clip.frames != poses:
@@ -167,10 +172,27 @@ def frames(raw: Path, episode: Episode, view: View, scratch: Path) -> tuple[Epis
     return opened, video.decode(clip_path, clip, view, name)
 
 
+@functools.cache
+def _worker() -> str:
+    """A name for this process that no process of another machine has: they may share the scratch folder."""
+    return uuid.uuid4().hex
+
+
 @functools.lru_cache(maxsize=8)
 def _archive(path: Path) -> zipfile.ZipFile:
-    """An open zip a worker: reading a directory of 92,000 members takes longer than decoding a clip."""
+    """An open zip a worker: reading a directory of 92,000 members takes longer than decoding a clip.
+
+    Raises:
+        NotFoundError: it is gone.
+    """
+    if not path.exists():
+        raise NotFoundError(f"{path} is gone: {path.resolve()} is not there", "fetch it again, with --from if it moved")
     return zipfile.ZipFile(path)
+
+
+def _is_remote(place: Path) -> bool:
+    """Whether only this is here: where a zip lies."""
+    return place.with_name(place.name + remotezip.SUFFIX).exists()
 
 
 @functools.lru_cache(maxsize=8)

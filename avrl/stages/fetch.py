@@ -11,13 +11,14 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
-from avrl.artifact import SCRATCH, sha256_of
+from avrl.addresses import bucket, origin_of
+from avrl.artifact import SCRATCH
 from avrl.cache import Cache, size
 from avrl.config import Opt
-from avrl.errors import ConfigError
-from avrl.locks import hold_to, sums_of
+from avrl.errors import ConfigError, IntegrityError
+from avrl.locks import accept, sums_of
 from avrl.sources import SAMPLE, source
 from avrl.stage import Built, Inputs, Stage
 
@@ -61,7 +62,7 @@ def settled(config: FetchConfig) -> FetchConfig:
         known = ", ".join(name.removeprefix("part") for name in module.PARTS)
         raise ConfigError(f"{config.source} has no part {unknown[0]!r}", f"known: {known}")
     parts = tuple(name for name in module.PARTS if name in names) or module.DEFAULT_PARTS
-    origin = _origin(config.origin)
+    origin = origin_of(config.origin)
     if "sample" in parts and not origin:
         raise ConfigError("the sample is bundled, not published", "type: avrl fetch sample")
     if config.workers < 1:
@@ -70,29 +71,11 @@ def settled(config: FetchConfig) -> FetchConfig:
         raise ConfigError(f"--episodes {config.episodes} is less than none")
     if config.stream and (origin.startswith("/") or origin == "sample"):
         raise ConfigError(f"{origin} is on this disk: nothing has to be streamed", "leave --stream out")
-    if config.mirror and not config.mirror.startswith("s3://"):
-        raise ConfigError(f"--mirror {config.mirror} is no bucket", "s3://BUCKET/PREFIX")
+    if config.mirror:
+        bucket(config.mirror)
     if config.task or config.episodes or config.stream:
         module.chosen([], (), 0)  # refuses where it makes no sense
     return replace(config, part=parts, origin=origin, task=tuple(sorted(set(config.task))))
-
-
-def _origin(text: str) -> str:
-    url = urlsplit(text)
-    if text in ("", "sample"):
-        return text
-    if "://" not in text:
-        return str(Path(text).expanduser().resolve())
-    if url.scheme not in ("http", "https", "s3") or not url.hostname:
-        raise ConfigError(
-            f"--from {url.scheme}://{url.hostname or ''} is no address to fetch from", "http, https, s3 or DIR"
-        )
-    if url.query or "@" in url.netloc:
-        raise ConfigError(
-            f"--from {url.scheme}://{url.hostname} holds a query or password, and manifests keep it",
-            "fetch it by other means, then --from DIR",
-        )
-    return text.rstrip("/") + "/"
 
 
 def licence(config: FetchConfig) -> list[str]:
@@ -118,9 +101,11 @@ def expect(config: FetchConfig, cache: Cache) -> str:
     if _some(config) or config.stream:
         chosen = [one for members in _choice(config).values() for one in members]
         told = f"{sum(one.filename.endswith('.mp4') for one in chosen)} clips, {size(_bytes(chosen))} to fetch"
-        return (
-            f"{told}, of which nothing is kept" if config.stream else f"{told}: {_hours(_bytes(chosen), config.price)}"
-        )
+        if not config.stream:
+            partial = cache.partial(STAGE.name, _slug(config, {}), key)
+            cache.require_space(2 * _bytes(chosen) - _there(partial), _slug(config, {}))
+        kept = ", of which nothing is kept" if config.stream else ""
+        return f"{told}{kept}: {_hours(_bytes(chosen), config.price)}"
     if place:
         return f"{len(module.local_files(place, config.part))} files of {place} linked, nothing copied"
     n_files = len(module.remote_files(config.part))
@@ -149,8 +134,12 @@ def _place(config: FetchConfig) -> Path | None:
     return Path(config.origin) if config.origin.startswith("/") else None
 
 
-def seen(config: FetchConfig) -> FetchConfig:
-    """The request that makes a settled one's files readable where they lie, without fetching them."""
+def seen(config: FetchConfig) -> FetchConfig | None:
+    """The request that makes a settled one's files readable where they lie; None if they must be fetched for that."""
+    try:
+        source(config.source).chosen([], (), 0)
+    except ConfigError:
+        return config if _place(config) else None
     return config if _place(config) else replace(config, stream=True)
 
 
@@ -171,9 +160,14 @@ def _build(config: FetchConfig, _: Inputs, folder: Path) -> Built:
         sums = sums or _listed(config)
         arrivals = _link(config, place, folder) if place else _download(config, folder)
     for part, path in arrivals:
-        parts[part].update(tally(path))
-        if sums and path.is_file():
-            hold_to(sums, {path.relative_to(folder).as_posix(): sha256_of(path)})
+        try:
+            parts[part].update(tally(path))
+            if sums:
+                accept(path, folder, sums, config.locked or config.origin)
+        except IntegrityError:
+            if not place:  # what came is whole and wrong: under its name it would be taken for done ever after
+                path.unlink(missing_ok=True)
+            raise
     kind = {"": "published", "sample": "sample"}.get(config.origin, "folder" if place else "mirror")
     totals = sum(parts.values(), Counter[str]())
     facts = {"origin": kind, **totals, "parts": {part: dict(+count) for part, count in parts.items()}}
@@ -191,14 +185,15 @@ def _listed(config: FetchConfig) -> dict[str, str]:
 
 
 def _choice(config: FetchConfig) -> dict[str, list[zipfile.ZipInfo]]:
-    """Part -> the members of its zip that are wanted. So many episodes are so many of each part."""
+    """Part -> the members of its zip that are wanted, for parts that have some."""
     from avrl.members import directory
 
-    module, found = source(config.source), {}
-    for part in config.part:
-        members = {one.filename: one for one in directory(_zip(config, part))}
-        found[part] = [members[name] for name in module.chosen(list(members), config.task, config.episodes)]
-    return found
+    members = {one.filename: (part, one) for part in config.part for one in directory(_zip(config, part))}
+    found: dict[str, list[zipfile.ZipInfo]] = {part: [] for part in config.part}
+    for name in source(config.source).chosen(list(members), config.task, config.episodes):
+        part, one = members[name]
+        found[part].append(one)
+    return {part: some for part, some in found.items() if some}
 
 
 def _zip(config: FetchConfig, part: str) -> str | Path:
@@ -226,7 +221,7 @@ def _pick(config: FetchConfig, folder: Path) -> Iterator[tuple[str, Path]]:
     choice = _choice(config)
     total = sum(map(_bytes, choice.values()))
     if not config.stream:  # members lie in scratch until the zip is packed
-        Cache(folder.parent.parent).require_space(2 * total, _slug(config, {}))
+        Cache(folder.parent.parent).require_space(2 * total - _there(folder), _slug(config, {}))
     with bar(_slug(config, {}), total, "B", unit_scale=True) as shown:
         for part, members in choice.items():
             names, target, place = [one.filename for one in members], folder / f"{part}.zip", _zip(config, part)
@@ -285,10 +280,14 @@ def _total(config: FetchConfig) -> int | None:
 
 def _require_space(config: FetchConfig, cache: Cache, partial: Path) -> int:
     """Bytes still to fetch by the published sizes, once the cache's disk has proved large enough for them."""
-    there = sum(one.stat().st_blocks * 512 for one in partial.rglob("*") if one.is_file())  # parts are sparse
-    missing = max(0, (_total(config) or 0) - there)
+    missing = max(0, (_total(config) or 0) - _there(partial))
     cache.require_space(missing, _slug(config, {}))
     return missing
+
+
+def _there(partial: Path) -> int:
+    """Bytes on disk of what an interrupted fetch has left; unfinished files are sparse."""
+    return sum(one.stat().st_blocks * 512 for one in partial.rglob("*") if one.is_file())
 
 
 STAGE = Stage(name="raw", version=1, config=FetchConfig, slug=_slug, build=_build)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
+from avrl.addresses import bucket
 from avrl.artifact import SCRATCH
 from avrl.cache import Cache
 from avrl.config import Opt
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from avrl.frames import Job, Share
     from avrl.plan import Plan
 
+
+log = logging.getLogger(__name__)
 
 AMPLE = 20  # times the source's bytes: with so much room, a store fits that nobody has planned
 
@@ -47,8 +51,8 @@ class PrepConfig:
     def __post_init__(self) -> None:
         if self.image_size < 16 or self.image_size % 16:
             raise ConfigError(f"--image-size {self.image_size} is not a multiple of 16 px", "try 224")
-        if self.mirror and not self.mirror.startswith("s3://"):
-            raise ConfigError(f"--mirror {self.mirror} is no bucket", "s3://BUCKET/PREFIX")
+        if self.mirror:
+            bucket(self.mirror)
         if self.fps < 0:
             raise ConfigError(f"--fps {self.fps:g} is less than none", "try 10, or 0 for all")
         if self.shard:
@@ -71,12 +75,16 @@ def _build(config: PrepConfig, inputs: Inputs, out: Path) -> Built:
     from avrl.video import chain
 
     cache, job, share = Cache(out.parent.parent), _job(config, inputs, out / SCRATCH), _share(config)
-    partials = [] if config.shard else _partials(config, inputs, cache)
-    scarce = cache.free() < AMPLE * inputs["raw"].manifest.facts.get("bytes", 0)
-    if scarce and not partials and not (out / SCRATCH).exists():  # else what is begun has been found to fit
+    partials = _partials(config, inputs, cache)
+    planned = out / SCRATCH / "planned"  # to fit
+    if cache.free() < AMPLE * inputs["raw"].manifest.facts.get("bytes", 0) and not planned.exists():
         _plan(config, inputs, out / SCRATCH, cache)
+        planned.touch()
     facts = prepare(job, out, workers=config.workers, engine=config.engine, share=share, partials=partials)
-    return Built({**facts, "pixels": chain()})
+    pixels = {chain(), *(text for one in partials for text in one.manifest.facts["pixels"])}
+    if len(pixels) > 1:
+        log.warning("shares were made by different ffmpegs, which may round differently: %s", ", ".join(sorted(pixels)))
+    return Built({**facts, "pixels": sorted(pixels)})
 
 
 def _job(config: PrepConfig, inputs: Inputs, scratch: Path) -> Job:
@@ -85,12 +93,16 @@ def _job(config: PrepConfig, inputs: Inputs, scratch: Path) -> Job:
 
     return Job(
         source=inputs["raw"].manifest.config["source"],
-        raw=inputs["raw"].root,
-        scratch=scratch,
+        raw=inputs["raw"].root.absolute(),  # a Ray worker has another working directory
+        scratch=scratch.absolute(),
         view=View(config.image_size, config.crop, config.fps),
         quality=config.quality,
         drop=config.on_error == "drop",
     )
+
+
+def _named(config: PrepConfig, inputs: Inputs) -> tuple[str, str]:
+    return _slug(config, inputs), STAGE.key(config, inputs)
 
 
 def _share(config: PrepConfig) -> Share:
@@ -100,10 +112,14 @@ def _share(config: PrepConfig) -> Share:
 
 
 def _plan(config: PrepConfig, inputs: Inputs, scratch: Path, cache: Cache) -> Plan:
+    from avrl.frames import made_units
+    from avrl.packing import Packer, episodes_of
     from avrl.plan import estimate
 
-    job = _job(config, inputs, scratch)
-    plan = estimate(job, workers=config.workers, engine=config.engine, share=_share(config))
+    job, begun = _job(config, inputs, scratch), cache.partial(STAGE.name, *_named(config, inputs))
+    linked = [index for unit in made_units(_partials(config, inputs, cache)) for index in episodes_of(unit)]
+    done = {*range(Packer(begun).next), *linked}
+    plan = estimate(job, workers=config.workers, engine=config.engine, share=_share(config), done=done)
     cache.require_space(plan.bytes, f"the frame store of {inputs['raw'].ref}")
     return plan
 
@@ -115,18 +131,22 @@ def plan(config: PrepConfig, inputs: Inputs, cache: Cache) -> Plan:
         DiskFullError: it does not fit.
         IntegrityError: there is no usable clip.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    if config.engine == "ray":  # other machines see the cache, not this one's /tmp
+        cache.root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache.root if config.engine == "ray" else None) as folder:
         # A damaged clip is for the build to refuse or to drop.
         return _plan(replace(config, on_error="drop"), inputs, Path(folder), cache)
 
 
 def _partials(config: PrepConfig, inputs: Inputs, cache: Cache) -> list[Artifact]:
-    """The finished shares of this very request, whoever made them."""
+    """The finished shares of this very request, whoever made them; none for a request that is a share itself."""
+    if config.shard:
+        return []
     shares = [(one, one.manifest.config.get("shard")) for one in cache.artifacts(STAGE.name)]
     return [one for one, i_n in shares if i_n and one.manifest.key == STAGE.key(replace(config, shard=i_n), inputs)]
 
 
-STAGE = Stage(name="frames", version=2, config=PrepConfig, slug=_slug, build=_build)
+STAGE = Stage(name="frames", version=3, config=PrepConfig, slug=_slug, build=_build)
 
 
 def whole(frames: Artifact) -> bool:

@@ -16,7 +16,7 @@ import typer
 from loopback import Files, serving
 from typer.testing import CliRunner
 
-from avrl.artifact import verify
+from avrl.artifact import sha256_of, verify
 from avrl.cache import Cache
 from avrl.errors import ConfigError, DiskFullError, IntegrityError, NotFoundError
 from avrl.sources import bridge, bridge_rlds, egodex
@@ -245,7 +245,8 @@ def test_killed_anywhere_the_digest_is_that_of_an_undisturbed_run(seed, cache, c
         ({"part": ("sample",)}, "type: avrl fetch sample"),
         ({"origin": "ftp://host/egodex"}, "is no address to fetch from"),
         ({"episodes": -1}, "--episodes -1 is less than none"),
-        ({"mirror": "https://host/"}, "--mirror https://host/ is no bucket"),
+        ({"mirror": "https://me:canary@host/"}, "'https://host/' is no address of S3"),
+        ({"mirror": "s3://me:canary@bucket/x"}, "is no address of S3"),
         ({"origin": "/tmp", "stream": True}, "nothing has to be streamed"),
         ({"origin": "http:///x"}, "is no address to fetch from"),
         ({"origin": "https://host/?sig=canary"}, "holds a query or password"),
@@ -337,3 +338,53 @@ def test_encoders_go_to_their_own_module(avrl):
 def test_like_repeats_the_request_of_an_artifact(avrl, cache, shards):
     path = avrl("bridge", "--from", str(shards)).stdout.strip()
     assert "nothing to do" in avrl("--like", path).stderr
+
+
+# Locks.
+
+
+def sums(folder):
+    return "".join(f"{sha256_of(one)}  {one.name}\n" for one in sorted(folder.glob("*.zip")))
+
+
+def test_a_lock_of_sha256sum_or_of_an_earlier_fetch_holds_every_file(cache, copy, tmp_path):
+    (tmp_path / "sums").write_text(sums(copy))
+    artifact, _ = make(cache, part=("1", "2"), origin=str(copy), locked=str(tmp_path / "sums"))
+    with serving(Files, served(copy)) as server:
+        for lock in (artifact.root, artifact.root / "manifest.json", tmp_path / "sums"):
+            there = Cache(tmp_path / f"there{lock.name}")
+            assert make(there, part=("1", "2"), origin=server.url, locked=str(lock))[0].digest == artifact.digest
+
+
+def test_what_a_lock_refuses_is_fetched_anew_once_it_is_mended(cache, copy, tmp_path):
+    (tmp_path / "sums").write_text(sums(copy))
+    files = served(copy)
+    zipped(tmp_path / "part1.zip", "part1", seed=1)
+    with serving(Files, {**files, "part1.zip": (tmp_path / "part1.zip").read_bytes()}) as server:
+        for _ in range(2):
+            with pytest.raises(IntegrityError, match=r"part1\.zip is not the file that it was: .*sums says"):
+                make(cache, part=("1",), origin=server.url, locked=str(tmp_path / "sums"))
+        server.files["part1.zip"] = files["part1.zip"]
+        assert not make(cache, part=("1",), origin=server.url, locked=str(tmp_path / "sums"))[1]
+
+
+def test_an_unpacked_part_is_held_file_by_file_before_it_is_published(cache, copy, tmp_path):
+    (tmp_path / "sums").write_text(sums(copy))
+    with pytest.raises(IntegrityError, match=r"test/.*is not listed"):
+        make(cache, part=("test",), origin=str(copy), locked=str(tmp_path / "sums"))
+    assert not cache.artifacts("raw")
+
+
+@pytest.mark.parametrize(("text", "error"), [("", ConfigError), ("what is this", ConfigError), (None, NotFoundError)])
+def test_locks_that_are_none(text, error, cache, copy, tmp_path):
+    if text is not None:
+        (tmp_path / "sums").write_text(text)
+    with pytest.raises(error, match="--locked"):
+        make(cache, origin=str(copy), locked=str(tmp_path / "sums"))
+
+
+def test_a_hit_is_held_to_the_lock_too(avrl, cache, copy, tmp_path):
+    make(cache, origin=str(copy))
+    (tmp_path / "sums").write_text(f"{'0' * 64}  part1.zip\n")
+    with pytest.raises(IntegrityError, match=r"part1\.zip is not the file that it was.*rm -r"):
+        avrl("--from", str(copy), "--locked", str(tmp_path / "sums"))
