@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from avrl import store
-from avrl.cache import size
+from avrl.cache import hours, size
 from avrl.errors import IntegrityError
 from avrl.frames import Job, Share, encode_episode
 from avrl.packing import load, unit_of
@@ -68,17 +68,6 @@ class Plan:
     def as_json(self, price: float) -> dict[str, Any]:
         """For ``--json``."""
         return {**asdict(self), "dollars": round(self.seconds / 3600 * price, 2)}
-
-
-def hours(seconds: float) -> str:
-    """A time as people say it: ``45 s``, ``12 min``, ``3.4 h``."""
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 100
-        else f"{seconds / 60:.0f} min"
-        if seconds < 6000
-        else f"{seconds / 3600:.1f} h"
-    )
 
 
 def estimate(

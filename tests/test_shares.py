@@ -176,6 +176,7 @@ def test_when_all_shares_are_there_the_plan_is_to_link(cache, raw):
     for i in (1, 2):
         make(cache, raw, shard=f"{i}/2")
     told = prep.plan(config(), {"raw": raw}, cache)
+    assert prep.plan(prep.PrepConfig(image_size=32, on_error="fail"), {"raw": raw}, cache).episodes == 10
     assert (told.episodes, told.bytes, told.words(5.0)) == (0, 0, "nothing is left to decode")
 
 

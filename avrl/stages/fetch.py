@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from avrl.addresses import bucket, origin_of
 from avrl.artifact import SCRATCH
-from avrl.cache import Cache, size
+from avrl.cache import Cache, hours, size
 from avrl.config import Opt
 from avrl.errors import ConfigError, IntegrityError
 from avrl.locks import accept, sums_of
@@ -103,7 +103,7 @@ def expect(config: FetchConfig, cache: Cache) -> str:
         told = f"{sum(one.filename.endswith('.mp4') for one in chosen)} clips, {size(_bytes(chosen))} to fetch"
         if not config.stream:
             partial = cache.partial(STAGE.name, _slug(config, {}), key)
-            cache.require_space(2 * _bytes(chosen) - _there(partial), _slug(config, {}))
+            cache.require_space(2 * sum(one.file_size for one in chosen) - _there(partial), _slug(config, {}))
         kept = ", of which nothing is kept" if config.stream else ""
         return f"{told}{kept}: {_hours(_bytes(chosen), config.price)}"
     if place:
@@ -116,8 +116,9 @@ def expect(config: FetchConfig, cache: Cache) -> str:
 
 
 def _hours(n_bytes: int, price: float) -> str:
-    hours = [(n_bytes / rate / 3.6e9, rate) for rate in RATES]
-    return ", ".join(f"{h:.1f} h at {rate} MB/s" + (f" (${h * price:,.2f})" if price else "") for h, rate in hours)
+    seconds = [(n_bytes / rate / 1e6, rate) for rate in RATES]
+    money = f" (${{:,.2f}} at ${price:g}/h)" if price else ""
+    return ", ".join(f"{hours(s)} at {rate} MB/s{money.format(s / 3600 * price)}" for s, rate in seconds)
 
 
 def _slug(config: FetchConfig, _: Inputs) -> str:
@@ -221,7 +222,8 @@ def _pick(config: FetchConfig, folder: Path) -> Iterator[tuple[str, Path]]:
     choice = _choice(config)
     total = sum(map(_bytes, choice.values()))
     if not config.stream:  # members lie in scratch until the zip is packed
-        Cache(folder.parent.parent).require_space(2 * total - _there(folder), _slug(config, {}))
+        unpacked = sum(one.file_size for some in choice.values() for one in some)
+        Cache(folder.parent.parent).require_space(2 * unpacked - _there(folder), _slug(config, {}))
     with bar(_slug(config, {}), total, "B", unit_scale=True) as shown:
         for part, members in choice.items():
             names, target, place = [one.filename for one in members], folder / f"{part}.zip", _zip(config, part)

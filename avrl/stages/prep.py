@@ -111,12 +111,13 @@ def _share(config: PrepConfig) -> Share:
     return Share(*map(int, config.shard.split("/"))) if config.shard else Share()
 
 
-def _plan(config: PrepConfig, inputs: Inputs, scratch: Path, cache: Cache) -> Plan:
+def _plan(config: PrepConfig, inputs: Inputs, scratch: Path, cache: Cache, *, drop: bool = False) -> Plan:
     from avrl.frames import made_units
     from avrl.packing import Packer, episodes_of
     from avrl.plan import estimate
 
-    job, begun = _job(config, inputs, scratch), cache.partial(STAGE.name, *_named(config, inputs))
+    job = _job(config, inputs, scratch)
+    job, begun = replace(job, drop=job.drop or drop), cache.partial(STAGE.name, *_named(config, inputs))
     linked = [index for unit in made_units(_partials(config, inputs, cache)) for index in episodes_of(unit)]
     done = {*range(Packer(begun).next), *linked}
     plan = estimate(job, workers=config.workers, engine=config.engine, share=_share(config), done=done)
@@ -134,8 +135,7 @@ def plan(config: PrepConfig, inputs: Inputs, cache: Cache) -> Plan:
     if config.engine == "ray":  # other machines see the cache, not this one's /tmp
         cache.root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache.root if config.engine == "ray" else None) as folder:
-        # A damaged clip is for the build to refuse or to drop.
-        return _plan(replace(config, on_error="drop"), inputs, Path(folder), cache)
+        return _plan(config, inputs, Path(folder), cache, drop=True)  # damage is for the build to refuse
 
 
 def _partials(config: PrepConfig, inputs: Inputs, cache: Cache) -> list[Artifact]:

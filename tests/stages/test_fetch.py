@@ -299,7 +299,7 @@ def test_a_dry_run_tells_what_would_come_and_makes_nothing(avrl, cache, copy, mo
     monkeypatch.setattr(egodex, "BYTES", {"part1": 900_000_000, "test": 90_000_000})
     told = avrl("--part", "1,test", "--dry-run").stderr
     assert "miss raw/egodex-part1-test" in told
-    assert re.search(r"2 files, 990.0 MB to fetch: 0.0 h at 25 MB/s, 0.0 h at 100 MB/s; [0-9.]+ .B free", told)
+    assert re.search(r"2 files, 990.0 MB to fetch: 40 s at 25 MB/s, 10 s at 100 MB/s; [0-9.]+ .B free", told)
     assert "linked, nothing copied" in avrl("--from", str(copy), "--dry-run").stderr
     document = json.loads(avrl("bridge", "--from", "http://mirror.invalid/", "--dry-run", "--json").stdout)
     assert document["artifacts"][0]["slug"] == "bridge-train-val"
