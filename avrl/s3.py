@@ -74,7 +74,8 @@ def split(url: str) -> tuple[str, str]:
     bucket, _, key = url.removeprefix(SCHEME).partition("/")
     if not is_s3(url) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{2,254}", bucket):
         # Not `shown`: a secret may hold a slash, and then stands before and behind it.
-        said = repr(re.split(r"[?#]", url)[0]) if not set("@:") & set(url.removeprefix(SCHEME)) else "what is given"
+        secret = set("@:") & set(url.partition("://")[2] or url)
+        said = "what is given" if secret else repr(re.split(r"[?#]", url)[0])
         raise ConfigError(f"{said} is no address of S3", "write s3://BUCKET/PREFIX; credentials: see AWS_PROFILE")
     return bucket, key
 
