@@ -42,6 +42,7 @@ def download(
     progress: Progress = lambda _: None,
     part_bytes: int = PART_BYTES,
     patience: Patience | None = None,
+    origin: Origin | None = None,
 ) -> None:
     """Fetch a file to `target`; a killed call goes on where it stopped, less at most one part a worker.
 
@@ -53,6 +54,7 @@ def download(
         progress: Called with bytes gained (fewer than none when a server without Range makes us start over).
         part_bytes: Size of a range.
         patience: Tries, pauses and time-outs.
+        origin: Who serves it, if connected already; left open, and ended by its `stopped`.
 
     Raises:
         NotFoundError: 404, or access refused.
@@ -66,8 +68,8 @@ def download(
         progress(target.stat().st_size)
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    server = connect(url, workers, patience or Patience())
-    with contextlib.closing(server):
+    server = origin or connect(url, workers, patience or Patience())
+    with contextlib.nullcontext() if origin else contextlib.closing(server):
         file = server.patiently(server.ask)
         if expect_bytes is not None and file.length not in (None, expect_bytes):
             raise IntegrityError(

@@ -21,7 +21,7 @@ from urllib3.exceptions import HTTPError
 from avrl import __version__
 from avrl.artifact import MANIFEST
 from avrl.errors import AvrlError, ConfigError, IntegrityError, NotFoundError
-from avrl.server import LATER, OVER, TEMPORARY, Origin, Patience, Published, RetryError, shown
+from avrl.server import LATER, OVER, TEMPORARY, Origin, Patience, Published, RetryError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,11 +69,14 @@ def split(url: str) -> tuple[str, str]:
     """Bucket and key of ``s3://bucket/key``; the key, which may be empty, is taken as it is.
 
     Raises:
-        ConfigError: not such an address.
+        ConfigError: not such an address. What may hold a secret is not shown: ``KEY:SECRET@``, a query.
     """
     bucket, _, key = url.removeprefix(SCHEME).partition("/")
     if not is_s3(url) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{2,254}", bucket):
-        raise ConfigError(f"{shown(url)!r} is no address of S3", "write s3://BUCKET/PREFIX")
+        # Not `shown`: a secret may hold a slash, and then stands before and behind it.
+        secret = set("@:") & set(url.partition("://")[2] or url)
+        said = "what is given" if secret else repr(re.split(r"[?#]", url)[0])
+        raise ConfigError(f"{said} is no address of S3", "write s3://BUCKET/PREFIX; credentials: see AWS_PROFILE")
     return bucket, key
 
 

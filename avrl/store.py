@@ -56,7 +56,7 @@ def check_chunks(blob: bytes, lengths: list[int], path: Path) -> None:
     at = 0
     for length in lengths:
         if not intact(blob[at : at + length]):
-            raise IntegrityError(f"{path} is damaged", f"rm -r {path.parent.parent} and run the same command")
+            raise IntegrityError(f"{path} is damaged", f"rm {path.with_suffix('')}.* and run the same command")
         at += length
 
 

@@ -1,4 +1,7 @@
-"""``avrl pretrain``: frame store -> checkpoint."""
+"""``avrl pretrain``: frame store -> checkpoint.
+
+With ``--frames s3://...`` even ``--dry-run`` writes into the cache: the store's tables, for the counts that it tells.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from avrl.errors import ConfigError
 from avrl.stages.prep import whole
 from avrl.stages.pretrain import STAGE, PretrainConfig, follow
 from avrl_cli.options import verb
@@ -28,6 +32,11 @@ def command(
         from avrl.remotestore import mirrored
 
         found = mirrored(frames, session.store, int(config.frames_cap * 1e9))
+        if not whole(found):
+            share = found.manifest.config["shard"]
+            raise ConfigError(
+                f"{frames} is a share ({share})", "join the shares: avrl prep --mirror s3://BUCKET/PREFIX"
+            )
     else:
         found = session.store.resolve(
             "frames",

@@ -28,6 +28,7 @@ from avrl.artifact import MANIFEST, hash_files
 from avrl.cache import Cache
 from avrl.errors import AvrlError, ConfigError, IntegrityError, NotFoundError, TemporaryError
 from avrl.mirror import upload
+from avrl.remotestore import mirrored
 from avrl.s3 import Object, is_s3, read_manifest, split
 from avrl.server import Patience, Server
 from avrl.stage import run
@@ -38,6 +39,13 @@ BIG = random.Random(0).randbytes(PART + 4321)
 HASTY = Patience(attempts=3, backoff_s=0.01, timeout_s=1.0)
 WRITES = ("PutObject", "CompleteMultipartUpload", "DeleteObject")
 THERE = "runs/clips-0a1b"
+SECRETS = [
+    "s3://me:canary@lab/c",
+    "s3://me:a/canary@lab/c",
+    "me:canary@lab/c",
+    "s3://me:canary/c",
+    "https://x/?s=canary",
+]
 
 
 @pytest.fixture
@@ -163,6 +171,16 @@ def test_a_file_that_is_gone_here_is_told(store, root):
         upload(files, root, f"s3://{NAME}/runs", patience=HASTY)
 
 
+@pytest.mark.parametrize("url", SECRETS)
+def test_no_secret_of_an_address_is_shown(url, store, root, caplog):
+    with pytest.raises(ConfigError, match="is no address of S3") as caught:
+        upload(hash_files(root), root, url, patience=HASTY)
+    check_discreet(caplog, caught.value)
+    with pytest.raises(ConfigError, match="is no address of S3") as caught:
+        mirrored(url, Cache(root / "cache"), 0)
+    check_discreet(caplog, caught.value)
+
+
 def test_an_unfinished_artifact_is_not_sent(store, root):
     (root / MANIFEST).unlink()
     with pytest.raises(NotFoundError, match="no finished artifact"):
@@ -189,7 +207,7 @@ def test_split(url, want):
     assert split(url) == want
 
 
-@pytest.mark.parametrize("url", ["s3://", "s3:///key", "s3://a b/c", "s3://me:canary@lab/c", "lab/c", "S3://lab/c"])
+@pytest.mark.parametrize("url", ["s3://", "s3:///key", "s3://a b/c", "s3://[a/c", "lab/c", "S3://lab/c", *SECRETS])
 def test_nonsense_is_no_address(url):
     with pytest.raises(ConfigError, match="is no address of S3") as caught:
         split(url)
