@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from avrl.artifact import MANIFEST, File, sha256_of
 from avrl.errors import IntegrityError, NotFoundError
-from avrl.s3 import Object, connect, split, told
+from avrl.s3 import Object, connect, told
 from avrl.server import Patience, RetryError
 
 if TYPE_CHECKING:
@@ -56,14 +56,12 @@ def upload(
         Address of the mirrored directory.
 
     Raises:
-        ConfigError: no address of S3, or boto3's settings make no sense.
         NotFoundError: no such bucket, access refused, or no finished artifact.
         IntegrityError: a file here, or an object there, is not what the manifest says.
         TemporaryError: the server failed more often than `patience` bears.
     """
     from boto3.s3.transfer import TransferConfig, create_transfer_manager
 
-    split(url)
     if not (root / MANIFEST).is_file():
         raise NotFoundError(f"{root} has no {MANIFEST}: it is no finished artifact", "run its verb again")
     last = File(MANIFEST, (root / MANIFEST).stat().st_size, sha256_of(root / MANIFEST))

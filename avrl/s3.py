@@ -177,12 +177,13 @@ def connect(url: str, connections: int, patience: Patience, tries: int) -> Any:
     """A client of boto3 for this address.
 
     Raises:
-        ConfigError: boto3's settings make no sense.
+        ConfigError: no address of S3, or boto3's settings make no sense.
     """
     import boto3
     from botocore import UNSIGNED
     from botocore.config import Config
 
+    split(url)  # before it is shown
     settings: dict[str, Any] = {
         "connect_timeout": patience.timeout_s,
         "read_timeout": patience.timeout_s,
