@@ -56,7 +56,7 @@ class Dataset:
     def frames(self) -> int:
         """Frames of all episodes as promised, by the list or, where that lacks lines, by ``info.json``."""
         said = self.info.get("total_frames")
-        return max(sum(row["length"] for row in self.rows.values()), said if type(said) is int else 0)
+        return max(sum(int(row["length"]) for row in self.rows.values()), said if type(said) is int else 0)
 
     def cameras(self) -> list[str]:
         """Columns of pictures, in the order of ``info.json``; depth maps are none."""
@@ -199,7 +199,7 @@ def load(root: Path) -> Dataset:
     path = root / INFO
     if not path.is_file():
         raise NotFoundError(
-            f"{root.resolve()} has no {INFO}: the folder is gone, or was moved", "fetch --from DIR again"
+            f"{root.resolve()} has no {INFO}: its folder is gone, or was moved", "fetch --from DIR again"
         )
     info = json_object(path.read_bytes(), str(path))
     version = VERSION.fullmatch(str(info.get("codebase_version")))

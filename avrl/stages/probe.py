@@ -66,7 +66,7 @@ def require_split(store: Artifact, gaps: tuple[int, ...]) -> None:
             raise ConfigError(
                 f"{store.ref} has {n_train} training and {len(splits) - n_train} held-out episodes of more than {gap} "
                 "frames, at least 2 and 1 are needed",
-                "prep a copy with both (avrl fetch bridge --part train,val; some are train only), or try a smaller --gap",
+                "prep a copy with both (avrl fetch bridge --part train,val; some are train only), or a smaller --gap",
             )
 
 

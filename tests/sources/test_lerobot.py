@@ -171,7 +171,7 @@ def test_a_data_set_that_was_moved_is_named(tmp_path, those):
     raw = artifact(forms.lerobot2(tmp_path / "copy", those[:1]), tmp_path / "raw")
     (tmp_path / "copy").rename(tmp_path / "elsewhere")
     lerobot.load.cache_clear()
-    with pytest.raises(NotFoundError, match=r"copy has no meta/info.json: the folder is gone.*fetch --from DIR again"):
+    with pytest.raises(NotFoundError, match=r"copy has no meta/info.json: its folder is gone.*fetch --from DIR again"):
         source.survey(raw)
 
 
