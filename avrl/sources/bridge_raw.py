@@ -23,7 +23,7 @@ import numpy as np
 
 from avrl import pickles, stills, zips
 from avrl.episodes import Dropped, Episode
-from avrl.errors import IntegrityError, MismatchError
+from avrl.errors import IntegrityError, MismatchError, NotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -117,12 +117,15 @@ def survey(raw: Path) -> tuple[list[Episode], list[Dropped]]:
     """Every trajectory, by folder and number; one without pictures, states or actions is dropped.
 
     Raises:
+        NotFoundError: a zip or the folder is gone.
         IntegrityError: a zip is damaged or hostile.
     """
     episodes: list[Episode] = []
     dropped: list[Dropped] = []
     for place in sorted((raw / FOLDER).glob("*/*")):
         wanted = place.parent.name.split("-")
+        if not place.exists():
+            raise NotFoundError(f"{place.resolve()} is gone, or was moved", "fetch --from DIR again")
         if not place.is_dir():
             zips.check(place)
         for stem, files in sorted(_contents(place).items(), key=lambda one: _order(one[0])):

@@ -378,6 +378,14 @@ def test_a_zip_that_is_cut_or_hostile_is_refused_as_a_whole(tmp_path, those, how
         bridge.survey(raw)
 
 
+@pytest.mark.parametrize("name", ["demos_8_17.zip", ""])
+def test_a_copy_that_was_moved_is_named(tmp_path, those, name):
+    raw = forms.linked(bridge, forms.raw(tmp_path / "copy", those[:1], name=name), tmp_path / "raw", BOTH)
+    (tmp_path / "copy").rename(tmp_path / "elsewhere")
+    with pytest.raises(NotFoundError, match=r"copy.* is gone, or was moved; fetch --from DIR again"):
+        bridge.survey(raw)
+
+
 def test_annotators_confidence_is_no_instruction(tmp_path, those):
     text = b"confidence: 3\n\n  put caf\xc3\xa9 down \nconfidence: 1\nother words\n"
     inside = f"raw/{forms.TASK}/{forms.DATE}/raw/traj_group0/traj0/lang.txt"
