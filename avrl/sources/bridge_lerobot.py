@@ -70,7 +70,8 @@ def _places(data: Dataset, column: str) -> list[int]:
     """
     names = _names(data, column)
     shape = data.features.get(column, {}).get("shape")
-    if shape == [7] and len(names) in (0, 1, 7) and all(PLACELESS.fullmatch(one) for one in names):
+    placeless = names == sorted(names) and all(PLACELESS.fullmatch(one) for one in names)
+    if shape == [7] and len(names) in (0, 1, 7) and placeless:
         return list(range(7))
     if shape != [len(names)] or not set(DIMENSIONS) <= set(names) or len(set(names)) < len(names):
         said = ", ".join(names) or f"shape {shape}"

@@ -235,6 +235,7 @@ TURNED = ["gripper", "x", "y", "z", "roll", "pitch", "yaw"]
         ({"gripper": 1, "x": 1, "y": 2, "z": 3, "roll": 4, "pitch": 5, "yaw": 6}, "not x, y, z"),  # two in one place
         ("x y z roll pitch yaw gripper", "not x, y, z"),
         (["motor_0", "motor_1"], "not x, y, z"),
+        ([f"motor_{6 - k}" for k in range(7)], "not x, y, z"),  # in another order than their places
     ],
 )
 def test_numbers_of_unknown_meaning_are_refused(tmp_path, those, names, words):
