@@ -19,21 +19,30 @@ if TYPE_CHECKING:
 FIELD = re.compile(r"\{(\w+)(?::0?(\d{1,2})d)?\}")  # {episode_index:06d}; what else str.format does is not wanted
 COUNTS = ("episode_index", "frame_index", "task_index", "length")  # whole numbers, whatever type they come in
 AGAIN = "fetch the data set again"
+MOST_ROWS = 2_000_000  # of a list of episodes or tasks; no data set has as many
 
 
 def parquet(
-    path: Path, columns: tuple[str, ...] = (), index: int | None = None, *, lacking: bool = False
+    path: Path,
+    columns: tuple[str, ...] = (),
+    index: int | None = None,
+    *,
+    lacking: bool = False,
+    most: int = MOST_ROWS,
 ) -> pl.DataFrame:
-    """Columns of a parquet file, of one episode if an index is given.
+    """Columns of a parquet file of at most so many rows, of one episode if an index is given.
 
     Raises:
-        IntegrityError: it is damaged or missing, or lacks a column and may not.
+        IntegrityError: it is damaged or missing, claims more rows, or lacks a column and may not.
     """
     import polars as pl
 
     try:
         scan = pl.scan_parquet(path, glob=False)
         there = scan.collect_schema().names()
+        claimed = scan.select(pl.len()).collect().item()
+        if claimed > most:  # a few bytes of it can stand for gigabytes
+            raise IntegrityError(f"{path} claims {claimed} rows, where {most} are many", AGAIN)
         missing = [one for one in columns if one not in there]
         if missing and not lacking:
             raise IntegrityError(f"{path} has no column {missing[0]!r}", AGAIN)

@@ -61,7 +61,7 @@ def extract(raw: Path, frames: Path, out: Path) -> dict[str, Any]:
     for row in bar("labels", len(episodes), "episode", iterable=rows):
         episode = Episode(**{name: row[name] for name in fields})
         state, action = bridge.robot(raw, episode)
-        _require_said(done, state, action, episode.episode_id)
+        _require_said(done, state, action, f"{(raw / episode.file).resolve()} ({episode.episode_id})")
         state, action = thinned(state, action, episode.stride)
         if len(state) != episode.length:
             raise IntegrityError(f"{episode.episode_id}: {len(state)} states, {episode.length} frames")

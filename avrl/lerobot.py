@@ -16,7 +16,7 @@ import numpy as np
 
 from avrl.claims import AGAIN, filled, json_object, number, parquet, whole
 from avrl.episodes import Dropped
-from avrl.errors import IntegrityError, MismatchError
+from avrl.errors import IntegrityError, MismatchError, NotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -51,6 +51,12 @@ class Dataset:
     info: Mapping[str, Any]
     rows: Mapping[int, Mapping[str, Any]]
     faults: tuple[Dropped, ...]
+
+    @functools.cached_property
+    def frames(self) -> int:
+        """Frames of all episodes as promised, by the list or, where that lacks lines, by ``info.json``."""
+        said = self.info.get("total_frames")
+        return max(sum(int(row["length"]) for row in self.rows.values()), said if type(said) is int else 0)
 
     def cameras(self) -> list[str]:
         """Columns of pictures, in the order of ``info.json``; depth maps are none."""
@@ -108,7 +114,7 @@ class Dataset:
 
         path, names = self.root / self.file(index), ("episode_index", "frame_index", *columns)
         pictures = any(self.features.get(one, {}).get("dtype") == "image" for one in columns)
-        found = parquet(path, names, index) if pictures else _numbers(path, names)
+        found = parquet(path, names, index, most=self.frames) if pictures else _numbers(path, names, self.frames)
         rows = found.filter(pl.col("episode_index") == index).sort("frame_index")
         length = self.rows[index]["length"]
         if len(rows) != length or rows["frame_index"].to_list() != list(range(length)):
@@ -187,9 +193,14 @@ def load(root: Path) -> Dataset:
     """Read the ``meta`` folder of a data set.
 
     Raises:
+        NotFoundError: it is not there (any more).
         IntegrityError: it is damaged, or of a version that is not read here.
     """
     path = root / INFO
+    if not path.is_file():
+        raise NotFoundError(
+            f"{root.resolve()} has no {INFO}: its folder is gone, or was moved", "fetch --from DIR again"
+        )
     info = json_object(path.read_bytes(), str(path))
     version = VERSION.fullmatch(str(info.get("codebase_version")))
     if not version:
@@ -250,18 +261,20 @@ def _tasks(root: Path, version: int) -> dict[int, str]:
         raise IntegrityError(f"{path} is not there, and the episodes do not name their tasks", AGAIN)
     if version == 2:
         rows = [json_object(line, str(path)) for line in path.read_bytes().splitlines()]
-    else:  # the instruction is pandas' index there, under whatever name it has
-        rows = [
-            {"task" if isinstance(v, str) else k: v for k, v in row.items()}
-            for row in parquet(path).iter_rows(named=True)
-        ]
+    else:  # the instruction is pandas' index there, which mostly has no name
+        table = parquet(path)
+        words = [name for name, kind in table.schema.items() if str(kind) == "String"]
+        known = [one for one in ("task", "__index_level_0__") if one in words]
+        if "task_index" not in table.columns or not (known or len(words) == 1):
+            raise IntegrityError(f"{path} does not say which column is the task: {', '.join(table.columns)}", AGAIN)
+        rows = table.select("task_index", task=(known or words)[0]).to_dicts()
     return {row["task_index"]: str(row.get("task", "")) for row in rows if type(row.get("task_index")) is int}
 
 
 @functools.lru_cache(maxsize=4)
-def _numbers(path: Path, columns: tuple[str, ...]) -> pl.DataFrame:
+def _numbers(path: Path, columns: tuple[str, ...], most: int) -> pl.DataFrame:
     """Columns of all episodes of a file: they are small, and the next episode is in the same file."""
-    return parquet(path, columns)
+    return parquet(path, columns, most=most)
 
 
 def _is_depth(feature: Mapping[str, Any]) -> bool:

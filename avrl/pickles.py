@@ -46,9 +46,9 @@ class Dtype(metaclass=Fixed):
 
 
 class Array(metaclass=Fixed):
-    """Stands in for ``numpy.ndarray``: `value` is the array, once its bytes have come."""
+    """Stands in for ``numpy.ndarray``: `value` is the array, empty until its bytes have come."""
 
-    value: np.ndarray
+    value: np.ndarray = np.empty(0)
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, dtype, fortran, data = state

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from avrl import labels
+from avrl.errors import ConfigError
 from avrl.outcome import Split, Test, rank
 from avrl.probes.ridge import Ridge, choose_alpha
 
@@ -31,7 +32,7 @@ log = logging.getLogger(__name__)
 
 VALIDATION_SHARE = 0.2  # of the training episodes
 LARGEST = 8192  # dimensions of a readout; beyond, and with more pairs than that, an eigendecomposition takes hours
-PROTOCOL = 1  # bump when numbers of the same samples would change
+PROTOCOL = 2  # bump when numbers of the same samples would change
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Task:
         readouts: Which to score; empty for all.
         seed: Of the validation episodes and the bootstrap.
         resamples: Of the bootstrap over test episodes.
-        data_digest: Digest of the labels, for the fingerprint.
+        data_digests: Digests of labels and frames, for the fingerprint: a floor of other pixels is another floor.
     """
 
     gap: int
@@ -61,7 +62,7 @@ class Task:
     readouts: tuple[str, ...]
     seed: int
     resamples: int
-    data_digest: str
+    data_digests: tuple[str, str]
 
 
 def split(rows: pl.DataFrame, episodes: pl.DataFrame, seed: int) -> Split:
@@ -95,12 +96,20 @@ def score(
 
     Returns:
         Facts for the manifest.
+
+    Raises:
+        ConfigError: no pair is left to fit, to choose lambda or to test on.
     """
     import polars as pl
 
     episodes = pl.read_parquet(frames_root / "episodes.parquet")
     rows, y_NK, state_NK = labels.pairs(pl.read_parquet(labels_root / "labels.parquet"), task.gap, task.target)
     parts = split(rows, episodes, task.seed)
+    if not all(mask.any() for mask in (parts.fit_N, parts.validate_N, parts.test_N)):
+        raise ConfigError(
+            f"{frames_root}: two training episodes and a held-out one with frames {task.gap} apart are needed",
+            "try a smaller --gap, or prep a copy with train and val",
+        )
     shared = {
         "probe": "bridge",
         **asdict(who),
@@ -129,7 +138,7 @@ def fingerprint(rows: pl.DataFrame, parts: Split, task: Task) -> str:
     samples = hashlib.sha256(rows.to_numpy().tobytes())
     for mask in (parts.fit_N, parts.validate_N, parts.test_N):
         samples.update(mask.tobytes())
-    asked = [PROTOCOL, task.data_digest, samples.hexdigest(), task.gap, task.target, task.seed, "ridge"]
+    asked = [PROTOCOL, task.data_digests, samples.hexdigest(), task.gap, task.target, task.seed, "ridge"]
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:12]
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import google_crc32c
 import numpy as np
 
-from avrl.errors import IntegrityError
+from avrl.errors import IntegrityError, NotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,9 +37,10 @@ def offsets(path: Path) -> Iterator[int]:
     """Byte offset of every record, by hopping from header to header.
 
     Raises:
+        NotFoundError: the file is gone.
         IntegrityError: a length's checksum is wrong or the file ends inside a record; what came before stands.
     """
-    size = path.stat().st_size
+    size = _size(path)
     at = 0
     with path.open("rb") as handle:
         while at < size:
@@ -55,9 +56,10 @@ def read(path: Path, offset: int) -> bytes:
     """The payload of the record at an offset.
 
     Raises:
+        NotFoundError: the file is gone.
         IntegrityError: a checksum is wrong, or the record is cut off.
     """
-    size = path.stat().st_size
+    size = _size(path)
     with path.open("rb") as handle:
         handle.seek(offset)
         length = _length(handle.read(HEADER), path, offset)
@@ -67,6 +69,15 @@ def read(path: Path, offset: int) -> bytes:
     if len(footer) < FOOTER or struct.unpack("<I", footer)[0] != masked(payload):
         raise IntegrityError(f"{path}: the record at byte {offset} is damaged (crc32c)", "fetch the shard again")
     return payload
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        raise NotFoundError(
+            f"{path.resolve()} is gone, or was moved", "fetch it again, --from DIR if it was local"
+        ) from None
 
 
 def _length(header: bytes, path: Path, offset: int) -> int:

@@ -138,11 +138,11 @@ def decode_part(
             scaled = _scaler(container.streams.video[0], view)
             for frame in _frames(container, start, length, fps):
                 late = 0.0 if start is None else ((frame.time or 0.0) - start) * fps - count
-                if late <= -0.5 and count == 0:
-                    continue  # of the episode before
+                if frame.rotation:  # ffmpeg's command line turns it; the filters alone do not
+                    raise DecodeError(name, count, f"it is to be turned by {frame.rotation} degrees")
                 if frame.is_corrupt or frame.time is None:
                     raise DecodeError(name, count, "the decoder calls it corrupt")
-                if count == length or abs(late) >= 0.5:
+                if count == length or not abs(late) < 0.5:
                     what = f"comes {late:+.1f} frames late" if count < length else f"is one more than {length}"
                     raise DecodeError(name, count, f"it {what}")
                 if count % stride == 0:
@@ -159,35 +159,57 @@ def decode_part(
 
 
 def _frames(container: Any, start: float | None, length: int, fps: float) -> Iterator[Any]:
-    """Decoded frames from the key frame before ``start`` on, up to the key frame of what comes next."""
+    """Decoded frames from ``start`` on, up to the key frame of what comes next."""
+    import av
+
     stream = container.streams.video[0]
     stream.thread_type, stream.codec_context.thread_count = "NONE", 1
     stream.codec_context.options = {"err_detect": "explode"}
     if start is None:
         yield from container.decode(stream)
         return
-    # A demuxer may look for the key frame by its time of decoding, a few frames early, and land on one too late. The
-    # margin is only for that: what lies in it is another episode's, whose damage is not this one's.
+    # A demuxer may look for the key frame by its time of decoding, a few frames early, and land on one too late: hence
+    # the margin, and only then, for what lies in it is another episode's, whose damage is not this one's.
+    first, half = None, 0.5 / fps
     for margin in (0.0, SEEK_MARGIN):
         if start:
-            at = start - margin + 0.25 / fps  # a quarter of a frame: times are rounded, and just before is too early
+            at = start - margin + half / 2  # a quarter of a frame: times are rounded, and just before is too early
             container.seek(max(0, round(at / stream.time_base)), stream=stream)
-        decoded = _until(container, stream, start + (length - 0.5) / fps)
-        first = next(decoded, None)
-        if not start or (first and first.time is not None and (first.time - start) * fps < 0.5):
+        begin, end = start + half if start and not margin else float("inf"), start + length / fps - half
+        decoded = _until(container, stream, begin, end)
+        try:
+            first = next((one for one in decoded if one.time is None or one.time > start - half), None)
+        except av.error.FFmpegError:
+            if margin or not start:
+                raise
+        if not start or (first and first.time is not None and first.time < start + half):
             break
-    if first is not None:
-        yield first
-        yield from decoded
+    yield from [first] * (first is not None)
+    yield from decoded
 
 
-def _until(container: Any, stream: Any, end: float) -> Iterator[Any]:
-    """Decoded frames without those from the first key frame after ``end`` on: decoders look ahead, into damage too."""
+def _until(container: Any, stream: Any, begin: float, end: float) -> Iterator[Any]:
+    """Decoded frames up to ``end``, or none if the key frame in front is after ``begin``.
+
+    Decoders look ahead, into damage too: the first key frame after ``end`` is left out, unless what comes after it is
+    shown before it (open groups of pictures). What is shown before the one in front needs what is not here.
+    """
+    front, last, held = None, None, list[Any]()
     for packet in container.demux(stream):
-        if packet.is_keyframe and packet.pts is not None and packet.pts * stream.time_base >= end:
-            yield from stream.codec_context.decode(None)
+        if packet.pts is None or (last and packet.pts > last.pts):
+            break
+        front = packet.pts if front is None else front
+        if front * stream.time_base >= begin:
             return
-        yield from packet.decode()
+        held += [packet] if packet.pts >= front else []
+        if not last and packet.is_keyframe and packet.pts * stream.time_base >= end:
+            last = packet  # to be decoded once something needs it
+            continue
+        while held:
+            yield from held.pop(0).decode()
+    for frame in stream.codec_context.decode(None):
+        frame.time_base = stream.time_base  # without a packet, nobody has told the decoder
+        yield frame
 
 
 def _scaler(stream: Any, view: View) -> Callable[[Any], np.ndarray]:
@@ -219,7 +241,8 @@ def _filters(matrix: str, levels: str, view: View) -> list[tuple[str, list[str],
     """Crop, scale and convert: name, positions and options of each filter.
 
     Scaling leaves the planes as they are, which swscale does in SIMD, and ``colorspace`` converts what is left, in
-    SIMD too. Asked for RGB, swscale filters chroma pixel by pixel. Other flags than area alias, or blur.
+    SIMD too. Asked for RGB, swscale filters chroma pixel by pixel. Other flags than area alias, or blur. Full range
+    stays at 8 bits: the shift to 10 makes 1020 of 255, where ``colorspace`` takes 1023 as white.
     """
     size = [str(view.image_size)] * 2
     same = {"in_color_matrix": matrix, "out_color_matrix": matrix, "in_range": levels, "out_range": levels}
@@ -230,7 +253,7 @@ def _filters(matrix: str, levels: str, view: View) -> list[tuple[str, list[str],
     return [
         *(crop if view.crop == "center" else []),
         ("scale", size, {"flags": "area", **same}),
-        ("format", ["yuv444p10"], {}),
+        ("format", ["yuv444p" if levels == "pc" else "yuv444p10"], {}),
         ("colorspace", [], into),
     ]
 

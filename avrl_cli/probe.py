@@ -9,7 +9,7 @@ import typer
 from avrl.errors import ConfigError, NotFoundError
 from avrl.stages.prep import whole
 from avrl.stages.pretrain import OBJECTIVES
-from avrl.stages.probe import FEATURES, LABELS, SCORES, Entry, LabelsConfig, ProbeConfig
+from avrl.stages.probe import FEATURES, LABELS, SCORES, Entry, LabelsConfig, ProbeConfig, require_split
 from avrl_cli.options import verb
 from avrl_cli.output import Session
 
@@ -46,9 +46,15 @@ def command(
         make=f"avrl prep {what}",
         option="--frames",
     )
+    require_split(store, config.gap)
     raw_digest = store.manifest.input("raw").digest
+    same = [one.ref for one in session.store.artifacts("raw") if one.digest == raw_digest]
     raw = session.store.resolve(
-        "raw", where=lambda one: one.digest == raw_digest, what=f"raw data of {store.ref}", make=f"avrl fetch {what}"
+        "raw",
+        *same[:1],  # several of one digest are the same data
+        where=lambda one: one.digest == raw_digest,
+        what=f"raw data of {store.ref}",
+        make=f"avrl fetch {what}",
     )
     labels = session.run(LABELS, LabelsConfig(), {"raw": raw, "frames": store})
     for gap in config.gap:

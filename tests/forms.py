@@ -42,14 +42,15 @@ class Trajectory:
 
 
 def trajectories(lengths=(12, 9, 14, 11), size=48, seed=0):
-    """Random walks; the last action is none, as converters append it, and grippers pass through in-between values."""
+    """Random walks; the last action is zeros, as the RLDS builder appends it; grippers have in-between values."""
     rng = np.random.default_rng(seed)
     found = []
     for k, n in enumerate(lengths):
         state, action = rng.normal(0, 0.1, (2, n, 7)).astype(np.float32).cumsum(1)
-        action[0, :6] = action[-1, :6] = 0
+        action[0, :6] = 0
         action[:, 6] = rng.choice([0.0, 0.3, 0.6, 1.0], n)
-        action[-1, 6] = action[-2, 6]
+        action[-2, 6] = (0.3, 0.6)[k % 2]  # in between: what follows tells
+        action[-1] = 0
         found.append(Trajectory(state, action, clips.ramps(n, size, size, seed=k), f"task {k % 2}"))
     return found
 
@@ -89,10 +90,13 @@ def info(version, those, *, splits=None, kind="video", cameras=(CAMERA,), names=
     """``meta/info.json``; state names come from the width, 8 being OpenVLA's with a pad."""
     width = those[0].state.shape[1]
     of_state = [*names[:6], "pad", names[6]] if width == 8 else names
+    of_state, names = (  # flat lists under a word, as most have them
+        {"motors": one} if isinstance(one, list) and isinstance(one[0], str) else one for one in (of_state, names)
+    )
     picture = {"dtype": kind, "shape": [48, 48, 3], "names": ["height", "width", "rgb"]}
     features = {
-        "observation.state": {"dtype": "float32", "shape": [width], "names": {"motors": of_state}},
-        "action": {"dtype": "float32", "shape": [7], "names": {"motors": names}},
+        "observation.state": {"dtype": "float32", "shape": [width], "names": of_state},
+        "action": {"dtype": "float32", "shape": [7], "names": names},
         **{one: picture for one in cameras},
         "timestamp": {"dtype": "float32", "shape": [1], "names": None},
     }

@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -7,8 +8,10 @@ from made import features_of, frame_store, labels_of
 from sklearn.metrics import r2_score, roc_auc_score
 
 from avrl import features, intervals, labels, probing
+from avrl.errors import ConfigError
 from avrl.outcome import auc
 from avrl.probing import Task, Who, score
+from avrl.stages.probe import require_split
 
 LENGTHS = [12] * 30
 SPLITS = ["train"] * 20 + ["val"] * 10
@@ -29,7 +32,7 @@ def run(data, out, vectors, *, paired=True, gap=1, **changed):
     (out / "features").mkdir(parents=True)
     table, _ = features.rows_of(episodes, gap if paired else 0)
     made = features_of(out / "features", table, {"cls": vectors(table)}, paired=paired)
-    options = {"gap": gap, "target": "reached", "readouts": (), "seed": 0, "resamples": 200, "data_digest": "d"}
+    options = {"gap": gap, "target": "reached", "readouts": (), "seed": 0, "resamples": 200, "data_digests": ("l", "f")}
     score(out, Who("planted", "", "trained"), Task(**{**options, **changed}), where, frames, made)
     scores = pl.read_parquet(out / "scores.parquet")
     return scores.filter(pl.col("pairing") != "antisymmetric") if paired else scores
@@ -138,7 +141,7 @@ def test_pair_encoders_give_their_features_and_the_antisymmetric_part(data, tmp_
 
 def test_floors_need_no_features(data, tmp_path):
     frames, where, *_ = data
-    options = {"gap": 1, "target": "reached", "readouts": (), "seed": 0, "resamples": 200, "data_digest": "d"}
+    options = {"gap": 1, "target": "reached", "readouts": (), "seed": 0, "resamples": 200, "data_digests": ("l", "f")}
     for name in ("mean", "state"):
         (tmp_path / name).mkdir()
         score(tmp_path / name, Who(name, "", "none"), Task(**options), where, frames, None)
@@ -185,10 +188,11 @@ def test_the_fingerprint_moves_with_everything_that_makes_rows_incomparable(data
             "gap": {"gap": 2},
             "target": {"target": "commanded"},
             "seed": {"seed": 1},
-            "data": {"data_digest": "e"},
+            "labels": {"data_digests": ("m", "f")},
+            "frames": {"data_digests": ("l", "g")},  # other pixels of the same labels
         }.items()
     }
-    assert len(set(prints.values())) == 5
+    assert len(set(prints.values())) == 6
     other = run(data, tmp_path / "other", vectors)
     assert other["fingerprint"][0] == prints["plain"]  # another encoder is the same protocol
 
@@ -214,3 +218,24 @@ def test_a_collapsed_code_has_rank_one(data, tmp_path):
     scores = run(data, tmp_path, lambda rows: np.outer(np.arange(len(rows)), np.ones(16)))
     assert scores.filter(metric="effective-rank")["value"][0] == pytest.approx(1, abs=0.01)
     assert json.dumps(scores.columns)
+
+
+@pytest.mark.parametrize(
+    ("splits", "gap"),
+    [(["train"] * 6, 1), (["val"] * 6, 1), (["train", "val", "val"], 1), (["train", "train", "val"], 8)],
+)
+def test_a_store_that_cannot_be_scored_is_refused_before_features_are_made(tmp_path, splits, gap):
+    frames = frame_store(tmp_path / "frames", [8] * len(splits), splits=splits)
+    with pytest.raises(ConfigError, match=r"frames-x has \d training and \d held-out episodes .* --part train,val"):
+        require_split(SimpleNamespace(root=frames, ref="frames-x"), (gap,))
+    require_split(
+        SimpleNamespace(root=frame_store(tmp_path / "b", [8] * 3, ["train", "train", "val"]), ref="b"), (1, 7)
+    )
+
+
+def test_scores_without_a_held_out_pair_are_refused(tmp_path):
+    frames = frame_store(tmp_path / "frames", [8] * 6, splits=["train"] * 6)
+    where, table = labels_of(frames, tmp_path / "labels")
+    data = frames, where, *labels.pairs(table, 1, "reached")
+    with pytest.raises(ConfigError, match="two training episodes and a held-out one"):
+        run(data, tmp_path / "out", lambda rows: np.zeros((len(rows), 4)))

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avrl import tfrecord
-from avrl.errors import IntegrityError
+from avrl.errors import IntegrityError, NotFoundError
 
 INTS = np.array([0, 1, -1, 127, 128, 300, -300, 2**63 - 1, -(2**63), 10**12], np.int64)
 FLOATS = np.array([0, -0.0, 1.5, -2.25, 3e38, 1e-40, np.inf], np.float32)
@@ -186,3 +186,10 @@ def test_every_flipped_bit_of_an_unprotected_message_is_an_integrity_error_or_re
 def test_messages_that_are_no_example(payload):
     with pytest.raises(IntegrityError, match=r"^shard#0 is no tf.Example: "):
         tfrecord.parse_example(payload, "shard#0")
+
+
+def test_a_shard_that_is_gone_is_named(tmp_path):
+    (tmp_path / "a").symlink_to(tmp_path / "moved")
+    for reading in (lambda: list(tfrecord.offsets(tmp_path / "a")), lambda: tfrecord.read(tmp_path / "a", 0)):
+        with pytest.raises(NotFoundError, match=r"moved is gone, or was moved; fetch it again"):
+            reading()

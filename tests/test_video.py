@@ -410,6 +410,48 @@ def test_a_part_that_is_not_there(tmp_path, length, start, words):
         list(video.decode_part(path, View(32), "a", length=length, fps=30, start=start))
 
 
+@pytest.mark.parametrize("options", ["-x264-params open-gop=1:scenecut=0", "-c:v libx265 -x265-params open-gop=1"])
+def test_parts_of_open_groups_of_pictures(tmp_path, options):
+    """Frames that come after a key frame and are shown before it need it, whosever it is."""
+    path = tmp_path / "a.mp4"
+    path.write_bytes(clips.encode(clips.ramps(40), f"{options} -bf 3"))
+    with av.open(str(path)) as container:
+        shown = [(packet.pts, packet.is_keyframe) for packet in container.demux(video=0) if packet.pts is not None]
+    assert any(key and after < at for (at, key), (after, _) in pairwise(shown))  # it is open
+    whole = list(video.decode_part(path, View(32), "a", length=40, fps=30))
+    for first, length in ((0, 10), (7, 9), (9, 1), (10, 10), (16, 5), (19, 3), (21, 17), (28, 12)):
+        part = list(video.decode_part(path, View(32), "a", length=length, fps=30, start=first / 30))
+        assert np.array_equal(part, whole[first : first + length]), first
+
+
+def test_the_last_frames_of_a_part_are_where_their_number_says_too(tmp_path):
+    """Those that the decoder still holds at the end come without a packet, and once came without a time."""
+    path = tmp_path / "a.mp4"
+    path.write_bytes(clips.encode(clips.ramps(20), gop=8))
+    with av.open(str(path)) as container:
+        times = [one.time for one in video._frames(container, 0.0, 8, 30)]
+    assert times == pytest.approx([n / 30 for n in range(8)])
+
+
+@pytest.mark.parametrize("crop", ["center", "none"])
+def test_a_part_that_is_to_be_turned_is_refused(tmp_path, clip, crop):
+    (tmp_path / "a.mp4").write_bytes(clips.remux(clip, "", before="-display_rotation 90"))
+    with pytest.raises(DecodeError, match="frame 0 does not decode: it is to be turned by 90 degrees"):
+        list(video.decode_part(tmp_path / "a.mp4", View(32, crop), "a", length=20, fps=30))
+
+
+@pytest.mark.parametrize("size", [32, 64])
+def test_white_of_the_full_range_is_white_whoever_decodes(tmp_path, size):
+    """Levels of grey stay what they are, scaled or not: bias was .5, and 255 came out as 254."""
+    levels = np.array([0, 16, 64, 128, 200, 235, 250, 255])
+    path, frames = tmp_path / "a.mp4", np.zeros((2, 64, 64, 3), np.uint8)
+    frames[:] = levels.repeat(8)[:, None, None]
+    path.write_bytes(clips.encode(frames, "-qp 0", pix_fmt="yuvj420p"))
+    (got, _) = video.decode(path, video.probe(path, "a"), View(size), "a")
+    assert (got[0] == levels.repeat(size // 8)[:, None]).all()
+    assert np.array_equal(got, next(video.decode_part(path, View(size), "a", length=2, fps=30)))
+
+
 def test_frames_that_are_not_where_their_number_says(tmp_path):
     path = tmp_path / "a.mp4"
     path.write_bytes(clips.encode(clips.ramps(12), "-vf setpts=N*1.1/30/TB -fps_mode passthrough"))

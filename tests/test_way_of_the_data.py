@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,21 @@ def test_every_encoder_stands_beside_its_twin_and_the_floors(cache):
     assert found == {(name, init) for name in ours for init in ("trained", "random")} | {(f, "none") for f in FLOORS}
     assert scores["fingerprint"].n_unique() == 1
     assert set(scores.filter(metric="r2")["dimension"]) == {"x", "y", "z", "roll", "pitch", "yaw", "gripper", "mean"}
+
+
+def test_a_gap_that_leaves_nothing_to_score_is_refused_before_features_are_made(cache):
+    done = avrl(cache, "probe", "bridge", "--encoder", "two-stream", "--gap", "1000", "--dry-run")
+    assert done.returncode == 2
+    assert "0 training and 0 held-out episodes of more than 1000 frames" in done.stderr
+
+
+def test_two_raw_artifacts_of_one_digest_are_no_ambiguity(cache):
+    (raw,) = cache.glob("raw/bridge*")
+    again = raw.with_name(raw.name[:-1] + ("0" if raw.name[-1] != "0" else "1"))
+    shutil.copytree(raw, again, symlinks=True)
+    done = avrl(cache, "probe", "bridge", "--encoder", "two-stream", "--dry-run")
+    shutil.rmtree(again)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_checkpoint_descends_from_frames_and_nothing_else(cache):

@@ -8,10 +8,12 @@ into the state. That name is how it is known (`relabelled`), so that no rule is 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from avrl.claims import AGAIN
 from avrl.errors import IntegrityError
 from avrl.labels import DIMENSIONS
+from avrl.sources.bridge_rlds import SHARDS
 from avrl.sources.lerobot import FOLDER, dataset, frames, linked, survey
 
 if TYPE_CHECKING:
@@ -24,10 +26,14 @@ if TYPE_CHECKING:
 
 __all__ = ["frames", "local_files", "relabelled", "robot", "survey"]
 
-local_files = linked
-
 STATE, ACTION = "observation.state", "action"
 PAD = "pad"
+PLACELESS = re.compile(r"(motor|dim|axis)?_?\d+|(state|actions?)(_?\d+)?")  # says no more than a place or a column does
+
+
+def local_files(folder: Path, parts: tuple[str, ...]) -> dict[str, Path]:
+    """The folder itself, if it is a data set; see `linked`."""
+    return linked(folder, parts, tuple(SHARDS))
 
 
 def robot(raw: Path, episode: Episode) -> tuple[np.ndarray, np.ndarray]:
@@ -41,8 +47,10 @@ def robot(raw: Path, episode: Episode) -> tuple[np.ndarray, np.ndarray]:
     for column in (STATE, ACTION):
         numbers, places = data.numbers(episode.offset, column), _places(data, column)
         if max(places) >= numbers.shape[1]:
-            path = raw / episode.file
-            raise IntegrityError(f"{path}: {column} has {numbers.shape[1]} numbers, {len(places)} are promised")
+            path = data.root / data.file(episode.offset)
+            raise IntegrityError(
+                f"{path}: {column} has {numbers.shape[1]} numbers, {max(places) + 1} are promised", AGAIN
+            )
         found.append(numbers[:, places])
     return found[0], found[1]
 
@@ -62,9 +70,10 @@ def _places(data: Dataset, column: str) -> list[int]:
     """
     names = _names(data, column)
     shape = data.features.get(column, {}).get("shape")
-    if not names and shape in ([7], (7,)):
+    placeless = names == sorted(names) and all(PLACELESS.fullmatch(one) for one in names)
+    if shape == [7] and len(names) in (0, 1, 7) and placeless:
         return list(range(7))
-    if not set(DIMENSIONS) <= set(names) or len(set(names)) < len(names):
+    if shape != [len(names)] or not set(DIMENSIONS) <= set(names) or len(set(names)) < len(names):
         said = ", ".join(names) or f"shape {shape}"
         raise IntegrityError(
             f"{data.root}: {column} is ({said:.120}), not {', '.join(DIMENSIONS)}", "its frames are: avrl fetch lerobot"
@@ -73,15 +82,22 @@ def _places(data: Dataset, column: str) -> list[int]:
 
 
 def _names(data: Dataset, column: str) -> list[str]:
-    """Names of a column's numbers, as a list or a list under a word like ``motors``; none if they do not fit it.
+    """Names of a column's numbers, lower case: a list, lists in groups or under a word, or a table name -> place.
 
-    ``motor_0`` or ``dim_0`` says no more than a place does, so such names count as none.
+    None if nothing is said; what is said in another shape stays as it is, to be refused.
     """
-    feature = data.features.get(column, {})
-    names, shape = feature.get("names"), feature.get("shape")
-    if isinstance(names, dict) and len(names) == 1:
-        names = next(iter(names.values()))
-    if not isinstance(names, list) or [len(names)] != shape:
-        return []
-    words = [str(one).lower() for one in names]
-    return [] if all(re.fullmatch(r"(motor|dim|state|action|axis)?_?\d+", one) for one in words) else words
+    said = data.features.get(column, {}).get("names")
+    found = []
+    for one in _listed(said):
+        found += _listed(one)
+    return [str(one).lower() for one in found]
+
+
+def _listed(said: Any) -> list[Any]:
+    """What a list, a table of groups or a table name -> place holds, in order; anything else is one name."""
+    if isinstance(said, dict):
+        places = list(said.values())
+        if all(type(one) is int for one in places):
+            return sorted(said, key=said.__getitem__) if sorted(places) == list(range(len(places))) else [str(said)]
+        return places
+    return said if isinstance(said, list) else [] if said is None else [said]

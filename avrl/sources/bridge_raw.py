@@ -3,7 +3,7 @@
 A trajectory is ``.../<date>/raw/traj_group<i>/traj<j>/`` with ``images0/im_<n>.jpg``, ``obs_dict.pkl`` (states),
 ``policy_out.pkl`` (actions) and ``lang.txt``. Three rules are those of the official converters: of data before
 2021-07-23 the camera lagged by a step (the first observation and the last action go), folders named lmdb are none,
-and the last step, after which nothing was commanded, gets an action: no motion, the gripper as it was.
+and the last step, after which nothing was commanded, gets an action of zeros, its gripper too.
 Nothing is unpacked. Every worker holds a zip's directory, some 800 bytes a member: 5 GB where there are six million.
 
 The published shards' pictures are these squeezed to 256x256: ``avrl prep bridge --crop none`` shows the same.
@@ -23,7 +23,7 @@ import numpy as np
 
 from avrl import pickles, stills, zips
 from avrl.episodes import Dropped, Episode
-from avrl.errors import IntegrityError, MismatchError
+from avrl.errors import IntegrityError, MismatchError, NotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,7 +37,8 @@ UNPACKED = "unpacked"
 DEEPEST = 8  # folders above a trajectory's raw/
 FPS = 5.0
 LONGEST = 100_000  # steps; the longest trajectory has some hundreds
-LIMIT = 64 * 2**20  # bytes of a member: a picture or a pickle of a trajectory is far smaller
+LIMIT = 64 * 2**20  # bytes of a member: a picture is far smaller
+PICKLE_LIMIT = 4 * 2**20  # a trajectory's is far smaller, and a byte of it may ask for 200 bytes of memory
 TRAJECTORY = re.compile(r"(?:(.*)/)?([^/]+)/raw/traj_group(\d{1,9})/traj(\d{1,9})(?:/(.+)|\.tar)?", re.ASCII)
 PICTURE = re.compile(r"images0/im_(\d{1,9})\.jpg", re.ASCII)
 STATES, ACTIONS, LANGUAGE = "obs_dict.pkl", "policy_out.pkl", "lang.txt"
@@ -63,12 +64,13 @@ class Place:
         Raises:
             IntegrityError: it is missing, damaged or too large.
         """
+        limit = PICKLE_LIMIT if name.endswith(".pkl") else LIMIT
         if self.path.is_dir():
             path = self.path / name
-            if not path.is_file() or path.stat().st_size > LIMIT:
-                raise IntegrityError(f"{path} is not there, or larger than {LIMIT} bytes", AGAIN)
+            if not path.is_file() or path.stat().st_size > limit:
+                raise IntegrityError(f"{path} is not there, or larger than {limit} bytes", AGAIN)
             return path.read_bytes()
-        return zips.read_member(_archive(self.path), name, LIMIT)
+        return zips.read_member(_archive(self.path), name, limit)
 
     def called(self, name: str) -> str:
         """A file's name for errors."""
@@ -107,7 +109,7 @@ def local_files(folder: Path, parts: tuple[str, ...]) -> dict[str, Path]:
     found = {f"{inside}/{name}": folder / name for name in ZIPS if (folder / name).is_file()}
     if found:
         return found
-    unpacked = any(next(folder.glob("*/" * deep + "raw/traj_group*/traj*"), None) for deep in range(1, DEEPEST))
+    unpacked = any(next(folder.glob("*/" * deep + "raw/traj_group*/traj*"), None) for deep in range(1, DEEPEST + 1))
     return {f"{inside}/{UNPACKED}": folder} if unpacked else {}
 
 
@@ -115,12 +117,15 @@ def survey(raw: Path) -> tuple[list[Episode], list[Dropped]]:
     """Every trajectory, by folder and number; one without pictures, states or actions is dropped.
 
     Raises:
+        NotFoundError: a zip or the folder is gone.
         IntegrityError: a zip is damaged or hostile.
     """
     episodes: list[Episode] = []
     dropped: list[Dropped] = []
     for place in sorted((raw / FOLDER).glob("*/*")):
         wanted = place.parent.name.split("-")
+        if not place.exists():
+            raise NotFoundError(f"{place.resolve()} is gone, or was moved", "fetch --from DIR again")
         if not place.is_dir():
             zips.check(place)
         for stem, files in sorted(_contents(place).items(), key=lambda one: _order(one[0])):
@@ -188,8 +193,8 @@ def robot(raw: Path, episode: Episode) -> tuple[np.ndarray, np.ndarray]:
     if _lagged(stem):
         state, action = state[1:], action[:-1]
     if len(action) < len(state):
-        action = np.concatenate([action, [[0, 0, 0, 0, 0, 0, action[-1, 6]]]])
-    return state.astype(np.float32), action.astype(np.float32)
+        action = np.concatenate([action, np.zeros((1, 7), np.float32)])
+    return state, action
 
 
 def relabelled(raw: Path) -> bool:
@@ -203,7 +208,7 @@ def _lagged(stem: str) -> bool:
 
 
 def _vectors(found: Any, name: str) -> np.ndarray:
-    """(T, 7) float64 of an array, or of a list of arrays or lists of 7 numbers.
+    """(T, 7) float32 of an array, or of a list of arrays or lists of 7 numbers.
 
     Raises:
         IntegrityError: it is something else, or not finite.
@@ -217,7 +222,11 @@ def _vectors(found: Any, name: str) -> np.ndarray:
             good = []
             break
         good.append(list(values))
-    numbers = np.array(good, np.float64).reshape(-1, 7)
+    try:
+        with np.errstate(over="ignore"):
+            numbers = np.array(good, np.float64).astype(np.float32).reshape(-1, 7)
+    except OverflowError:  # an integer of hundreds of digits
+        numbers = np.empty((0, 7), np.float32)
     if len(numbers) < 2 or not np.isfinite(numbers).all():
         raise IntegrityError(f"{name} is not two or more vectors of 7 finite numbers", AGAIN)
     return numbers

@@ -54,8 +54,8 @@ def local_files(folder: Path, parts: tuple[str, ...]) -> dict[str, Path]:
     return found
 
 
-def linked(folder: Path, parts: tuple[str, ...]) -> dict[str, Path]:
-    """As `local_files`; empty if the folder is no data set.
+def linked(folder: Path, parts: tuple[str, ...], known: tuple[str, ...] = PARTS) -> dict[str, Path]:
+    """As `local_files`; empty if the folder is no data set. `known` are the parts that can be asked for.
 
     Raises:
         NotFoundError: the data set has no episode of a split that is asked for.
@@ -66,8 +66,12 @@ def linked(folder: Path, parts: tuple[str, ...]) -> dict[str, Path]:
     there = {ALL, *(data.split(index) for index in data.rows)}
     for part in parts:
         if part not in there:
-            said = ", ".join(sorted(there - {ALL})) or "no episode"
-            raise NotFoundError(f"{folder} has no {part} episodes: its {INFO} names {said}", f"try --part {said}")
+            found = sorted(there - {ALL})
+            typed = [one for one in known if one in there]
+            raise NotFoundError(
+                f"{folder} has no {part} episodes: its {INFO} names {', '.join(found) or 'no episode'}",
+                f"try --part {','.join(typed)}" if typed else "its frames are: avrl fetch lerobot",
+            )
     return {f"{FOLDER}/{'-'.join(parts)}": folder}
 
 
@@ -108,31 +112,37 @@ def survey(raw: Path) -> tuple[list[Episode], list[Dropped]]:
 
 
 def camera(data: Dataset) -> str:
-    """The main camera's column.
+    """The main camera's column: the first of which a picture shows something, or none can be read.
 
     Raises:
         IntegrityError: there is none that shows anything.
     """
-    order = list(data.rows)
-    sample = order[:: max(1, len(order) // SAMPLED)][:SAMPLED]
     for name in data.cameras():
-        if not all(_is_flat(data, index, name) for index in sample):
+        there = [index for index in data.rows if _is_there(data, index, name)]
+        flat = [_is_flat(data, index, name) for index in there[:: max(1, len(there) // SAMPLED)][:SAMPLED]]
+        if flat and (False in flat or True not in flat):
             return name
     raise IntegrityError(
         f"{data.root / INFO} lists no camera whose clips are there and show anything", "fetch the data set's videos too"
     )
 
 
-def _is_flat(data: Dataset, index: int, name: str) -> bool:
-    """Whether an episode's first picture is all one level, or not there; damage is for its own episode to tell."""
+def _is_there(data: Dataset, index: int, name: str) -> bool:
+    """Whether an episode's file is there; a path that is none is for its own episode to tell."""
     try:
-        if not (data.root / data.file(index, name if data.is_video(name) else "")).is_file():
-            return True
+        return (data.root / data.file(index, name if data.is_video(name) else "")).is_file()
+    except IntegrityError:
+        return True
+
+
+def _is_flat(data: Dataset, index: int, name: str) -> bool | None:
+    """Whether an episode's first picture is all one level; None if it is damaged, which its own episode will tell."""
+    try:
         first: np.ndarray = next(pictures(data, index, name, View(64, "none")))
-        plane = (1, 2) if first.shape[-1] != 3 else (0, 1)
-        return int(np.ptp(first, plane).max()) <= FLAT
     except (IntegrityError, StopIteration):
-        return False
+        return None
+    plane = (1, 2) if first.shape[-1] != 3 else (0, 1)
+    return int(np.ptp(first, plane).max()) <= FLAT
 
 
 def pictures(data: Dataset, index: int, name: str, view: View) -> Iterator[np.ndarray]:

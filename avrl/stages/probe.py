@@ -50,6 +50,26 @@ class ScoresConfig:
     resamples: Annotated[int, Opt("Of the bootstrap")]
 
 
+def require_split(store: Artifact, gaps: tuple[int, ...]) -> None:
+    """Refuse a frame store that cannot be scored, before features are made of it.
+
+    Raises:
+        ConfigError: fewer than two training episodes, or none held out, are longer than a gap.
+    """
+    import polars as pl
+
+    episodes = pl.read_parquet(store.root / "episodes.parquet", columns=["length", "split"])
+    for gap in gaps:
+        splits = episodes.filter(pl.col("length") > gap)["split"].to_list()
+        n_train = splits.count("train")
+        if n_train < 2 or n_train == len(splits):
+            raise ConfigError(
+                f"{store.ref} has {n_train} training and {len(splits) - n_train} held-out episodes of more than {gap} "
+                "frames, at least 2 and 1 are needed",
+                "prep a copy with both (avrl fetch bridge --part train,val; some are train only), or a smaller --gap",
+            )
+
+
 def _encoder(config: FeaturesConfig, inputs: Inputs, device: str) -> Encoder:
     if "checkpoint" in inputs:
         from avrl.artifact import verify
@@ -98,7 +118,7 @@ def _build_scores(config: ScoresConfig, inputs: Inputs, out: Path) -> Built:
         readouts=config.readout,
         seed=config.seed,
         resamples=config.resamples,
-        data_digest=inputs["labels"].digest,
+        data_digests=(inputs["labels"].digest, inputs["frames"].digest),
     )
     who = Who(config.encoder, config.checkpoint, config.init)
     roots = inputs["labels"].root, inputs["frames"].root, features.root if features else None
@@ -112,17 +132,15 @@ def _name(config: FeaturesConfig | ScoresConfig) -> str:
 
 
 FEATURES = Stage("features", 1, FeaturesConfig, lambda config, inputs: _name(config), _build_features)
-LABELS = Stage("labels", 1, LabelsConfig, lambda config, inputs: inputs["raw"].ref.rsplit("-", 1)[0], _build_labels)
-SCORES = Stage("scores", 1, ScoresConfig, lambda config, inputs: f"{_name(config)}-{config.target}", _build_scores)
+LABELS = Stage("labels", 2, LabelsConfig, lambda config, inputs: inputs["raw"].ref.rsplit("-", 1)[0], _build_labels)
+SCORES = Stage("scores", 2, ScoresConfig, lambda config, inputs: f"{_name(config)}-{config.target}", _build_scores)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeConfig:
     """What is predicted, and how it is scored."""
 
-    gap: Annotated[tuple[int, ...], Opt("Gaps between the two frames of a pair", unit="frames of the robot data")] = (
-        1,
-    )
+    gap: Annotated[tuple[int, ...], Opt("Gaps between the two frames of a pair", unit="frames of the store")] = (1,)
     target: Annotated[
         Literal["reached", "commanded"], Opt("Motion that happened (state difference), or that was commanded")
     ] = "reached"

@@ -159,7 +159,7 @@ def test_a_relabelled_copy_that_does_not_say_so_is_refused(tmp_path, those):
     moved = [forms.openvla(t) for t in those]
     for one in moved:
         one.state = np.delete(one.state, 6, axis=1)
-    with pytest.raises(IntegrityError, match=r"its actions are the differences of its states, and nothing says"):
+    with pytest.raises(IntegrityError, match=r"copy/.*its actions are the differences of its states, and nothing says"):
         opened(bridge, forms.lerobot2(tmp_path / "copy", moved, splits=SPLITS), tmp_path)
 
 
@@ -195,6 +195,12 @@ def test_labels_follow_the_stride_of_the_store(tmp_path, those, name):
 def test_a_split_that_a_copy_does_not_have_is_named(tmp_path, those):
     copy = forms.lerobot2(tmp_path, those)
     assert list(bridge.local_files(copy, ("train",))) == ["lerobot/train"]
+    tested = forms.lerobot2(tmp_path / "tested", those, splits={"train": "0:2", "test": "2:4"})
+    with pytest.raises(NotFoundError, match=r"names test, train; try --part train$"):  # test cannot be typed
+        bridge.local_files(tested, BOTH)
+    alone = forms.lerobot2(tmp_path / "alone", those, splits={"test": "0:4"})
+    with pytest.raises(NotFoundError, match=r"names test; its frames are: avrl fetch lerobot$"):
+        bridge.local_files(alone, BOTH)
     with pytest.raises(NotFoundError, match=r"has no val episodes: its meta/info.json names train; try --part train"):
         bridge.local_files(copy, BOTH)
 
@@ -216,12 +222,20 @@ def test_the_split_of_the_raw_form_hangs_on_the_trajectory_alone(tmp_path):
 
 # What can be wrong with numbers.
 
+TURNED = ["gripper", "x", "y", "z", "roll", "pitch", "yaw"]
+
 
 @pytest.mark.parametrize(
     ("names", "words"),
     [
         (["a", "b", "c", "d", "e", "f", "g"], r"observation.state is \(a, b, c, d, e, f, g\), not x, y, z"),
         (["x", "y", "z", "roll", "pitch", "yaw", "yaw"], "not x, y, z, roll, pitch, yaw, gripper"),
+        ([[["gripper", "x", "y", "z", "roll", "pitch", "yaw"]]], "not x, y, z"),  # nested too deep
+        ({"arm": {"x": 0, "y": 1}, "hand": ["gripper"]}, "not x, y, z"),
+        ({"gripper": 1, "x": 1, "y": 2, "z": 3, "roll": 4, "pitch": 5, "yaw": 6}, "not x, y, z"),  # two in one place
+        ("x y z roll pitch yaw gripper", "not x, y, z"),
+        (["motor_0", "motor_1"], "not x, y, z"),
+        ([f"motor_{6 - k}" for k in range(7)], "not x, y, z"),  # in another order than their places
     ],
 )
 def test_numbers_of_unknown_meaning_are_refused(tmp_path, those, names, words):
@@ -231,10 +245,22 @@ def test_numbers_of_unknown_meaning_are_refused(tmp_path, those, names, words):
 
 
 @pytest.mark.parametrize(
-    "names", [["gripper", "x", "y", "z", "roll", "pitch", "yaw"], [f"motor_{k}" for k in range(7)], ["state"], None]
+    "names",
+    [
+        TURNED,
+        [TURNED],
+        dict(zip(reversed(TURNED), reversed(range(7)), strict=True)),
+        {"hand": ["gripper"], "arm": TURNED[1:]},
+        [TURNED[:1], TURNED[1:]],
+        [f"motor_{k}" for k in range(7)],
+        {"axes": [f"axis_{k}" for k in range(7)]},
+        ["state"],
+        None,
+    ],
+    ids=str,
 )
 def test_numbers_are_found_by_name_or_by_place(tmp_path, those, names):
-    turned = names is not None and names[0] == "gripper"
+    turned = "gripper" in str(names)
     mine = [forms.Trajectory(np.roll(t.state, turned, 1), np.roll(t.action, turned, 1), t.frames) for t in those]
     copy = forms.lerobot2(tmp_path / "copy", mine, names=names)
     raw = forms.linked(bridge, copy, tmp_path / "raw", ("train",))
@@ -260,7 +286,7 @@ def test_columns_that_are_not_what_is_promised_are_refused(tmp_path, those):
 
         lerobot._numbers.cache_clear()
         clean.with_columns(pl.Series(column, values, strict=False)).write_parquet(path)
-        with pytest.raises(IntegrityError, match=column):
+        with pytest.raises(IntegrityError, match=f"{path.name}.*{column}.*; fetch the data set again"):
             bridge.frames(raw, first, View(16), tmp_path)
         assert bridge.frames(raw, second, View(16), tmp_path)[0].length == len(those[1].state)
 
@@ -276,7 +302,7 @@ def test_old_data_lags_by_a_step(tmp_path, those):
         assert one.length == len(t.state) - 1
         assert np.array_equal(mine[:, 2:9].to_numpy(), t.state[1:])
         assert np.array_equal(mine[:-1, 9:16].to_numpy(), t.action[:-2])
-        assert mine[-1, 9:16].to_numpy().ravel().tolist() == [0] * 6 + [t.action[-3, 6]]
+        assert mine[-1, 9:16].to_numpy().ravel().tolist() == [0] * 7
     pictures = list(bridge.frames(raw, episodes[0], View(48), tmp_path)[1])
     assert clips.psnr(pictures[0], those[0].frames[1]) > clips.psnr(pictures[0], those[0].frames[0])
 
@@ -322,6 +348,13 @@ def test_trajectories_and_pictures_are_in_the_order_of_their_numbers(tmp_path):
     assert blue == sorted(blue)
 
 
+def test_an_unpacked_folder_is_found_however_deep_it_lies(tmp_path):
+    for deep in (1, bridge_raw.DEEPEST):
+        folder = tmp_path / str(deep)
+        (folder.joinpath(*"abcdefgh"[:deep]) / "raw/traj_group0/traj0").mkdir(parents=True)
+        assert bridge_raw.local_files(folder, BOTH)
+
+
 def test_both_zips_are_read_whatever_their_depth(tmp_path, those):
     forms.raw(tmp_path / "copy", those[:2])
     scripted = "scripted_raw/sweep_12-03/2022-12-03_10-00-00/raw/traj_group0"
@@ -346,6 +379,14 @@ def test_a_zip_that_is_cut_or_hostile_is_refused_as_a_whole(tmp_path, those, how
         bridge.survey(raw)
 
 
+@pytest.mark.parametrize("name", ["demos_8_17.zip", ""])
+def test_a_copy_that_was_moved_is_named(tmp_path, those, name):
+    raw = forms.linked(bridge, forms.raw(tmp_path / "copy", those[:1], name=name), tmp_path / "raw", BOTH)
+    (tmp_path / "copy").rename(tmp_path / "elsewhere")
+    with pytest.raises(NotFoundError, match=r"copy.* is gone, or was moved; fetch --from DIR again"):
+        bridge.survey(raw)
+
+
 def test_annotators_confidence_is_no_instruction(tmp_path, those):
     text = b"confidence: 3\n\n  put caf\xc3\xa9 down \nconfidence: 1\nother words\n"
     inside = f"raw/{forms.TASK}/{forms.DATE}/raw/traj_group0/traj0/lang.txt"
@@ -353,6 +394,10 @@ def test_annotators_confidence_is_no_instruction(tmp_path, those):
         raw = forms.linked(bridge, forms.raw(tmp_path / name, those, more=more), tmp_path / f"raw{name}", BOTH)
         one, _ = bridge.frames(raw, bridge.survey(raw)[0][0], View(16), tmp_path)
         assert (one.language, one.task) == (want, want or "(none)")
+
+
+# An array whose bytes never come.
+HOLLOW = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR"
 
 
 @pytest.mark.parametrize(
@@ -365,6 +410,11 @@ def test_annotators_confidence_is_no_instruction(tmp_path, those):
         ("policy_out.pkl", [[0.0] * 7] * 9, "12 pictures, 12 states, 9 actions"),
         ("policy_out.pkl", [[0.0] * 7] * 100_001, "not two or more vectors of 7 finite"),
         ("policy_out.pkl", [[float("inf")] * 7] * 11, "not two or more vectors of 7 finite"),
+        ("policy_out.pkl", [[1e300] * 7] * 11, "not two or more vectors of 7 finite"),  # not as float32
+        ("policy_out.pkl", [[10**400] * 7] * 11, "not two or more vectors of 7 finite"),
+        ("policy_out.pkl", HOLLOW + b".", "not two or more vectors of 7 finite"),
+        ("policy_out.pkl", b"](" + HOLLOW * 11 + b"e.", "not two or more vectors of 7 finite"),
+        ("policy_out.pkl", b"\x80\x04" + b"\x8f" * 5 * 2**20 + b".", "4194304"),
     ],
 )
 def test_pickles_that_are_damaged_or_hold_other_things(tmp_path, those, name, data, words):

@@ -13,7 +13,7 @@ from contracts.source import SourceContract
 
 from avrl import lerobot
 from avrl.episodes import View
-from avrl.errors import DecodeError, IntegrityError, MismatchError
+from avrl.errors import DecodeError, IntegrityError, MismatchError, NotFoundError
 from avrl.sources import lerobot as source
 from avrl.sources import source as named
 
@@ -145,6 +145,67 @@ def test_a_damaged_first_clip_does_not_make_another_camera_the_main_one(tmp_path
     assert {one.member for one in episodes} == {"observation.images.black_0"}
     with pytest.raises(DecodeError, match="black_0"):
         all_frames(raw, episodes[0], tmp_path)
+
+
+@pytest.mark.parametrize("n_readable", [1, 2])
+def test_a_damaged_clip_of_a_dummy_does_not_make_it_the_main_one(tmp_path, those, n_readable):
+    copy = forms.lerobot2(tmp_path / "copy", those, black=1)
+    for k in range(3 - n_readable):
+        path = copy / f"videos/chunk-000/observation.images.black_0/episode_{k:06d}.mp4"
+        path.write_bytes(path.read_bytes()[:400])
+    raw = artifact(copy, tmp_path / "raw")
+    assert {one.member for one in source.survey(raw)[0]} == {forms.CAMERA}
+
+
+def test_the_camera_of_a_partial_download_is_told_by_the_episodes_that_are_there(tmp_path, those):
+    copy = forms.lerobot2(tmp_path / "copy", those, black=1)
+    for k in range(3):  # all that an even sample of the list would look at
+        for name in ("observation.images.black_0", forms.CAMERA):
+            (copy / f"videos/chunk-000/{name}/episode_{k:06d}.mp4").unlink()
+    episodes, dropped = source.survey(artifact(copy, tmp_path / "raw"))
+    assert [(one.offset, one.member) for one in episodes] == [(3, forms.CAMERA)]
+    assert len(dropped) == 3
+
+
+def test_a_data_set_that_was_moved_is_named(tmp_path, those):
+    raw = artifact(forms.lerobot2(tmp_path / "copy", those[:1]), tmp_path / "raw")
+    (tmp_path / "copy").rename(tmp_path / "elsewhere")
+    lerobot.load.cache_clear()
+    with pytest.raises(NotFoundError, match=r"copy has no meta/info.json: its folder is gone.*fetch --from DIR again"):
+        source.survey(raw)
+
+
+@pytest.mark.parametrize("version", WRITERS)
+def test_a_parquet_that_claims_more_rows_than_are_promised_is_not_read(tmp_path, those, version):
+    copy = WRITERS[version](tmp_path / "copy", those)
+    path = copy / (ROWS3 if version == "v3.0" else ROWS2)
+    table = pl.read_parquet(path)
+    pl.concat([table] * 9).write_parquet(path)
+    raw = artifact(copy, tmp_path / "raw")
+    with pytest.raises(IntegrityError, match=r"claims \d+ rows, where 46 are many"):
+        source.frames(raw, source.survey(raw)[0][0], View(16), tmp_path)
+
+
+TASKS = [
+    ({"note": ["a", "b"], "task": ["task 0", "task 1"], "zzz": ["c", "d"]}, ""),
+    ({"note": ["a", "b"], "__index_level_0__": ["task 0", "task 1"]}, ""),
+    ({"instruction": ["task 0", "task 1"], "length": [1, 2]}, ""),
+    ({"a": ["x", "y"], "b": ["task 0", "task 1"]}, "does not say which column is the task: task_index, a, b"),
+    ({"number": [1, 2]}, "does not say which column is the task"),
+]
+
+
+@pytest.mark.parametrize(("columns", "words"), TASKS)
+def test_the_column_of_tasks_is_the_named_one_or_the_only_one(tmp_path, those, columns, words):
+    copy = forms.lerobot3(tmp_path / "copy", those, meta={"tasks": [[0], [1], [0], [1]]})
+    forms.write(copy / "meta/tasks.parquet", pl.DataFrame({"task_index": [0, 1], **columns}))
+    raw = artifact(copy, tmp_path / "raw")
+    first = source.survey(raw)[0][0]
+    if words:
+        with pytest.raises(IntegrityError, match=words):
+            source.frames(raw, first, View(16), tmp_path)
+    else:
+        assert source.frames(raw, first, View(16), tmp_path)[0].language == "task 0"
 
 
 def test_a_data_set_of_dummies_only_is_refused(tmp_path, those):
