@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from avrl.store import FrameStore
 
-AHEAD = 2  # batches decoded before they are asked for: with steps of uneven length 1.1 to 1.2 times as fast as 1
 GAP_DRAW, START_DRAW, MASK_DRAW = 1, 2, 3  # independent streams of random numbers
 
 
@@ -123,18 +122,30 @@ class Pairs:
         Raises:
             IntegrityError: a frame is damaged; the message names file and row.
         """
+        return self._read(*self._share(step, rank, world), self.store.threads)
+
+    def _share(self, step: int, rank: int, world: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """One rank's part of what `draw` gives."""
         share = self.batch_size // world
         mine = slice(rank * share, (rank + 1) * share)
-        row, gap, seed = (values[mine] for values in self.draw(step))
-        frames = self.store.read(np.stack([row, row + gap], axis=1).ravel())
-        shape = (share, 2, *frames.shape[1:])
-        return Batch(torch.from_numpy(frames).view(shape), torch.from_numpy(gap), torch.from_numpy(seed))
+        row, gap, seed = self.draw(step)
+        return row[mine], gap[mine], seed[mine]
+
+    def _read(self, row_B: np.ndarray, gap_B: np.ndarray, seed_B: np.ndarray, threads: int) -> Batch:
+        frames = self.store.read(np.stack([row_B, row_B + gap_B], axis=1).ravel(), threads=threads)
+        shape = (len(row_B), 2, *frames.shape[1:])
+        return Batch(torch.from_numpy(frames).view(shape), torch.from_numpy(gap_B), torch.from_numpy(seed_B))
 
     def stream(self, start: int, stop: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
-        """Batches of the steps [start, stop); the next ones are decoded, one after the other, while one is in use."""
-        with ThreadPoolExecutor(1) as decoder:
-            jobs = (decoder.submit(self.batch, step, rank, world) for step in range(start, stop))
-            ahead = deque(itertools.islice(jobs, AHEAD))
+        """Batches of the steps [start, stop); while one is in use, each thread decodes a later one by itself.
+
+        A batch that threads share ends with all waiting for the last: 1.04 to 1.12 times slower on two. Draws are made
+        here, in order, as the order of an epoch is made once.
+        """
+        with ThreadPoolExecutor(self.store.threads) as decoder:
+            drawn = (self._share(step, rank, world) for step in range(start, stop))
+            jobs = (decoder.submit(self._read, *one, 1) for one in drawn)
+            ahead = deque(itertools.islice(jobs, self.store.threads + 1))
             while ahead:
                 current = ahead.popleft().result()
                 ahead.extend(itertools.islice(jobs, 1))

@@ -179,25 +179,26 @@ class FrameStore:
         self._slots: int = metadata["chunk_grid"]["configuration"]["chunk_shape"][0]
         self._shards: dict[int, Shard] = {}
         self._most = _descriptors(metadata["shape"][0] // self._slots)
-        self._threads = threads
+        self.threads = threads
         self._pools: dict[int, ThreadPoolExecutor] = {}
 
     def __len__(self) -> int:
         return int(self.episodes["length"].sum())
 
     def __reduce__(self) -> tuple[type[FrameStore], tuple[Path, int]]:
-        return type(self), (self.root, self._threads)
+        return type(self), (self.root, self.threads)
 
     def _pool(self) -> ThreadPoolExecutor:
         """This process's own: after a fork the parent's has no threads, and would wait for ever."""
-        return self._pools.get(os.getpid()) or self._pools.setdefault(os.getpid(), ThreadPoolExecutor(self._threads))
+        return self._pools.get(os.getpid()) or self._pools.setdefault(os.getpid(), ThreadPoolExecutor(self.threads))
 
-    def read(self, rows_N: np.ndarray, out_NHWC: np.ndarray | None = None) -> np.ndarray:
+    def read(self, rows_N: np.ndarray, out_NHWC: np.ndarray | None = None, *, threads: int | None = None) -> np.ndarray:
         """Decode frames by row of the array.
 
         Args:
             rows_N: Rows, any order, repeats allowed.
             out_NHWC: Contiguous uint8 array to fill; made if not given.
+            threads: Decoders at a time; the store's own number if not given.
 
         Returns:
             (N, H, W, 3) uint8 RGB.
@@ -209,10 +210,11 @@ class FrameStore:
         size = self.image_size
         if out_NHWC is None:
             out_NHWC = np.empty((len(rows_N), size, size, 3), np.uint8)
-        if self._threads <= 1 or len(rows_N) < 2 * self._threads:
+        threads = threads or self.threads
+        if threads <= 1 or len(rows_N) < 2 * threads:
             self._decode(rows_N, out_NHWC)
             return out_NHWC
-        cuts, pool = np.linspace(0, len(rows_N), self._threads + 1).astype(int), self._pool()
+        cuts, pool = np.linspace(0, len(rows_N), threads + 1).astype(int), self._pool()
         jobs = [pool.submit(self._decode, rows_N[a:b], out_NHWC[a:b]) for a, b in itertools.pairwise(cuts)]
         for job in jobs:
             job.result()

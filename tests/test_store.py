@@ -279,7 +279,7 @@ def test_a_store_in_use_travels_to_a_spawned_process(root):
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         assert np.array_equal(pool.apply(reader.read, (rows,)), want)
     copy = pickle.loads(pickle.dumps(reader))
-    assert (copy.root, len(copy), copy._threads) == (root, N, 3)
+    assert (copy.root, len(copy), copy.threads) == (root, N, 3)
 
 
 @pytest.fixture(scope="module")
