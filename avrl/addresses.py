@@ -34,8 +34,8 @@ def origin_of(text: str) -> str:
     return text.rstrip("/") + "/"
 
 
-def bucket(text: str) -> str:
-    """The address of a place in a bucket, as it is.
+def require_bucket(text: str) -> None:
+    """Refuse what is no address of a place in a bucket, before the work that is to go there.
 
     Raises:
         ConfigError: it is none.
@@ -43,4 +43,3 @@ def bucket(text: str) -> str:
     from avrl.s3 import split  # loads urllib3
 
     split(text)
-    return text

@@ -19,7 +19,7 @@ import google_crc32c
 
 from avrl.cache import Cache
 from avrl.errors import BusyError, DiskFullError, IntegrityError
-from avrl.server import LATER, OVER, Origin, Patience, Published, RetryError, Server
+from avrl.server import CHUNK_BYTES, LATER, OVER, Origin, Patience, Published, RetryError, Server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PART_BYTES = 16 * 2**20
-CHUNK_BYTES = 2**20
 
 
 def download(

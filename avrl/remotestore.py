@@ -24,14 +24,12 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-import numpy as np
-
 from avrl.artifact import MANIFEST, Artifact, load, sha256_of, write_durably
 from avrl.errors import AvrlError, ConfigError, IntegrityError, NotFoundError, StaleError
 from avrl.http import download
 from avrl.s3 import Object, connect, read_manifest
 from avrl.server import Patience
-from avrl.store import CRC, EMPTY, ORIGIN, SLOT, FrameStore, Shard, intact
+from avrl.store import CRC, EMPTY, ORIGIN, SLOT, FrameStore, Shard, index_of, intact
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,7 +42,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SPARE_BYTES = 10**9  # left free on the disk, whatever the cap
-CHUNK_BYTES = 2**20
 CONNECTIONS = 16
 FAR_SHARDS = 1024  # far indexes kept, 64 KB each
 PATIENCE = Patience(attempts=9, timeout_s=15.0)  # as long as usual, but no wait for an answer delays an exit by more
@@ -141,20 +138,12 @@ class _FarShard:
         if self._file.length != n_bytes:
             raise StaleError(f"{source.shown} is not what its manifest lists", "mirror the artifact again")
         length = slots * SLOT.size + CRC.size
-        sealed = self._sealed(n_bytes - length, length)
-        if not intact(sealed):
-            raise ValueError("is damaged: its index has another crc32c")
-        self._index = np.frombuffer(sealed[: -CRC.size], "<u8").reshape(slots, 2)
+        self._index = index_of(self._sealed(n_bytes - length, length), slots, n_bytes - length)
 
     def _sealed(self, start: int, n_bytes: int) -> bytes:
         """A sealed span; what does not match its crc32c comes once more, for the way may have damaged it."""
-
-        def attempt() -> bytes:
-            with self._source.range(self._file, start, n_bytes) as body:
-                return b"".join(body.stream(CHUNK_BYTES))
-
-        sealed = self._source.patiently(attempt)
-        return sealed if intact(sealed) else self._source.patiently(attempt)
+        sealed = self._source.read(self._file, start, n_bytes)
+        return sealed if intact(sealed) else self._source.read(self._file, start, n_bytes)
 
     def chunk(self, slot: int) -> bytes | None:
         """A sealed chunk, or None if the slot is empty."""

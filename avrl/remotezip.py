@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 TAIL_BYTES = 2**16  # of the first read: the end record and its longest comment
 MAX_DIRECTORY = 2**28  # 256 MB: some two million members; a lie beyond it is not followed
 HEADER_BYTES = 30 + 2 * 2**16 + 24  # of a local header with its longest name and extra field, and a data descriptor
-CHUNK_BYTES = 2**20
 SUFFIX, DIRECTORY = ".remote", ".directory"  # what is kept of a zip: where and which it is, and its last bytes
 
 
@@ -84,12 +83,8 @@ class _Window(io.RawIOBase):
         self.tail = self._fetch(start, self.length - len(self.tail) - start) + self.tail
 
     def _fetch(self, start: int, n_bytes: int) -> bytes:
-        def attempt() -> bytes:
-            with self._remote.range(self._file, start, n_bytes) as response:
-                return b"".join(response.stream(CHUNK_BYTES))
-
         try:
-            data = self._remote.patiently(attempt)
+            data = self._remote.read(self._file, start, n_bytes)
         except IntegrityError as error:  # of the server, not of a member: no reason to drop one
             folder = Path(self.name).parent
             step = f"rm -r {folder} and" if self._sealed and folder.is_dir() else ""

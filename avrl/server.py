@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 logging.getLogger("urllib3").setLevel(logging.ERROR)  # its warnings show whole URLs, signatures and all
 
+CHUNK_BYTES = 2**20
 HEAD_BYTES = 64  # asked of the first answer: enough to know a web page by its beginning
 TEMPORARY = (408, 425, 429, 500, 502, 503, 504)
 LONGEST_WAIT_S = 300.0  # a server's Retry-After beyond this is better served by a later run
@@ -111,6 +112,20 @@ class Origin(ABC):
     @abstractmethod
     def close(self) -> None:
         """Give connections back."""
+
+    def read(self, file: Published, start: int, n_bytes: int) -> bytes:
+        """These bytes of this version, tried as often as is borne; a body that ends early without an error is short.
+
+        Raises:
+            IntegrityError: see `range`.
+            TemporaryError: see `patiently`.
+        """
+
+        def attempt() -> bytes:
+            with self.range(file, start, n_bytes) as body:
+                return b"".join(body.stream(CHUNK_BYTES))
+
+        return self.patiently(attempt)
 
     def patiently(self, attempt: Callable[[], T]) -> T:
         """Try, and try again after a pause that doubles, or that the server asks for.

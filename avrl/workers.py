@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     Submit = Callable[..., "Future[Any]"]
 
-ENGINES = ("processes", "ray")
 AHEAD = 4  # units in flight a worker: enough to ride out a long one, few enough to keep scratch small
 AGAIN = "run the same command: it goes on"
 T = TypeVar("T")
@@ -45,7 +44,7 @@ def in_order(function: Callable[..., T], calls: Iterable[tuple[Any, ...]], worke
         function: Importable by its name.
         calls: Arguments; taken one by one, so many ahead as are in flight.
         workers: Processes, or Ray tasks at a time; 0 means one a core of this machine, or of the cluster.
-        engine: One of `ENGINES`.
+        engine: ``processes`` or ``ray``.
 
     Raises:
         TemporaryError: a worker died.

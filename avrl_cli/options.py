@@ -21,7 +21,7 @@ from avrl.errors import ConfigError, NotFoundError
 from avrl_cli.output import Session
 
 if typing.TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 MAKES, RUNS, HOUSE = "What it makes", "How it runs (not part of the cache key)", "Every verb"
 
@@ -122,10 +122,15 @@ def _typed(field: Field, value: Any) -> Any:
     if typing.get_origin(field.type) is not tuple:
         return value
     inner = typing.get_args(field.type)[0]
-    words = [word.strip() for item in value for word in str(item).split(",") if word.strip()]
+    words = listed(value)
     try:
         return (
             [inner(word) for word in words] if inner in (int, float) else [parse(inner, w, field.name) for w in words]
         )
     except ValueError:
         raise ConfigError(f"{field.name}: {','.join(words)!r} is not a list of {inner.__name__}") from None
+
+
+def listed(given: Iterable[object]) -> list[str]:
+    """The words of a repeated option, each of which may be a comma-separated list."""
+    return [word.strip() for item in given for word in str(item).split(",") if word.strip()]

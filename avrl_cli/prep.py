@@ -16,7 +16,7 @@ from avrl.sources import SAMPLED, SOURCES
 from avrl.stage import run
 from avrl.stages import fetch
 from avrl.stages.prep import STAGE, PrepConfig, plan
-from avrl_cli.options import verb
+from avrl_cli.options import listed, verb
 from avrl_cli.output import Session
 
 NAME = "prep"
@@ -48,7 +48,9 @@ def command(
     if (stream or origin) and (source == "sample" or raw):
         raise ConfigError("--stream and --from go neither with the sample nor with --raw", "leave one of them out")
     if stream or origin:
-        chosen = fetch.FetchConfig(source=source, part=_listed(part), task=_listed(task), episodes=episodes)
+        chosen = fetch.FetchConfig(
+            source=source, part=tuple(listed(part or ())), task=tuple(listed(task or ())), episodes=episodes
+        )
         asked = fetch.settled(replace(chosen, stream=stream, origin=origin))
         for line in fetch.licence(asked):
             session.say(line)
@@ -86,8 +88,3 @@ def _prepare(session: Session, config: PrepConfig, raw: Artifact) -> None:
         session.document.setdefault("plan", []).append(told.as_json(config.price))
         expect = f"{told.words(config.price)}; {size(session.store.free())} free: it fits"
     session.mirror(session.run(STAGE, config, inputs, expect), config.mirror)
-
-
-def _listed(given: list[str] | None) -> tuple[str, ...]:
-    """A repeated option, or a comma-separated list."""
-    return tuple(word.strip() for one in given or () for word in one.split(",") if word.strip())

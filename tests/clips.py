@@ -115,6 +115,14 @@ def payload(clip):
     raise ValueError("no mdat")
 
 
+def broken(path):
+    """Zero 40 bytes in the first half of a clip's pictures, in place."""
+    data = bytearray(path.read_bytes())
+    start = payload(bytes(data))[0]
+    data[start + 900 : start + 940] = bytes(40)
+    path.write_bytes(data)
+
+
 # EgoDex.
 
 

@@ -84,7 +84,7 @@ def _places(data: Dataset, column: str) -> list[int]:
 def _names(data: Dataset, column: str) -> list[str]:
     """Names of a column's numbers, lower case: a list, lists in groups or under a word, or a table name -> place.
 
-    None if nothing is said; what is said in another shape stays as it is, to be refused.
+    Empty if nothing is said; what is said in another shape stays as it is, to be refused.
     """
     said = data.features.get(column, {}).get("names")
     found = []

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 from urllib.parse import quote
 
-from avrl.addresses import bucket, origin_of
+from avrl.addresses import origin_of, require_bucket
 from avrl.artifact import SCRATCH
 from avrl.cache import Cache, hours, size
 from avrl.config import Opt
@@ -72,7 +72,7 @@ def settled(config: FetchConfig) -> FetchConfig:
     if config.stream and (origin.startswith("/") or origin == "sample"):
         raise ConfigError(f"{origin} is on this disk: nothing has to be streamed", "leave --stream out")
     if config.mirror:
-        bucket(config.mirror)
+        require_bucket(config.mirror)
     if config.task or config.episodes or config.stream:
         module.chosen([], (), 0)  # refuses where it makes no sense
     return replace(config, part=parts, origin=origin, task=tuple(sorted(set(config.task))))
@@ -103,7 +103,7 @@ def expect(config: FetchConfig, cache: Cache) -> str:
         told = f"{sum(one.filename.endswith('.mp4') for one in chosen)} clips, {size(_bytes(chosen))} to fetch"
         if not config.stream:
             partial = cache.partial(STAGE.name, _slug(config, {}), key)
-            cache.require_space(2 * sum(one.file_size for one in chosen) - _there(partial), _slug(config, {}))
+            _require_room(config, chosen, cache, partial)
         kept = ", of which nothing is kept" if config.stream else ""
         return f"{told}{kept}: {_hours(_bytes(chosen), config.price)}"
     if place:
@@ -221,9 +221,9 @@ def _pick(config: FetchConfig, folder: Path) -> Iterator[tuple[str, Path]]:
 
     choice = _choice(config)
     total = sum(map(_bytes, choice.values()))
-    if not config.stream:  # members lie in scratch until the zip is packed
-        unpacked = sum(one.file_size for some in choice.values() for one in some)
-        Cache(folder.parent.parent).require_space(2 * unpacked - _there(folder), _slug(config, {}))
+    if not config.stream:
+        chosen = [one for some in choice.values() for one in some]
+        _require_room(config, chosen, Cache(folder.parent.parent), folder)
     with bar(_slug(config, {}), total, "B", unit_scale=True) as shown:
         for part, members in choice.items():
             names, target, place = [one.filename for one in members], folder / f"{part}.zip", _zip(config, part)
@@ -285,6 +285,11 @@ def _require_space(config: FetchConfig, cache: Cache, partial: Path) -> int:
     missing = max(0, (_total(config) or 0) - _there(partial))
     cache.require_space(missing, _slug(config, {}))
     return missing
+
+
+def _require_room(config: FetchConfig, members: Iterable[zipfile.ZipInfo], cache: Cache, partial: Path) -> None:
+    """The same for members, which lie in scratch until their zip is packed."""
+    cache.require_space(2 * sum(one.file_size for one in members) - _there(partial), _slug(config, {}))
 
 
 def _there(partial: Path) -> int:

@@ -18,14 +18,6 @@ BOTH = ("train", "val")
 SPLITS = {"train": "0:3", "val": "3:4"}
 
 
-def broken(path):
-    """Zero 40 bytes in the first half of a clip's pictures."""
-    data = bytearray(path.read_bytes())
-    start = clips.payload(bytes(data))[0]
-    data[start + 900 : start + 940] = bytes(40)
-    path.write_bytes(data)
-
-
 class TestLerobot2(SourceContract):
     module, parts = bridge, BOTH
 
@@ -33,7 +25,7 @@ class TestLerobot2(SourceContract):
         return forms.lerobot2(folder, forms.trajectories(), splits=SPLITS)
 
     def damage(self, raw):
-        broken(raw / f"lerobot/train-val/videos/chunk-000/{forms.CAMERA}/episode_000000.mp4")
+        clips.broken(raw / f"lerobot/train-val/videos/chunk-000/{forms.CAMERA}/episode_000000.mp4")
 
 
 class TestLerobot3(SourceContract):
@@ -43,7 +35,7 @@ class TestLerobot3(SourceContract):
         return forms.lerobot3(folder, forms.trajectories(), splits=SPLITS)
 
     def damage(self, raw):
-        broken(raw / f"lerobot/train-val/videos/{forms.CAMERA}/chunk-000/file-000.mp4")
+        clips.broken(raw / f"lerobot/train-val/videos/{forms.CAMERA}/chunk-000/file-000.mp4")
 
 
 class TestRaw(SourceContract):
