@@ -592,7 +592,7 @@ def begun(prep, process, *, episodes=1):
     while len(prep.done()) < episodes and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     assert process.poll() is None
-    return [pid for pid, name in clips.descendants(process.pid) if not name.startswith("ffmpeg")]
+    return [pid for pid, _ in clips.descendants(process.pid)]
 
 
 def workers_of(pids):

@@ -161,7 +161,7 @@ def frames(raw: Path, episode: Episode, view: View, scratch: Path) -> tuple[Epis
             else:
                 zips.copy_member(_archive(place), member, target)
     poses, language, sure = _poses(pose_path, name.removesuffix(".mp4") + ".hdf5")
-    clip = video.probe(clip_path, name)
+    clip = video.Clip(clip_path, name)
     if clip.frames != poses:
         raise MismatchError(
             f"{name}: the clip has {clip.frames} frames, its hdf5 has {poses} poses",
@@ -169,7 +169,7 @@ def frames(raw: Path, episode: Episode, view: View, scratch: Path) -> tuple[Epis
         )
     stride = view.stride(clip.fps, name)
     opened = episode.opened(clip.frames, clip.fps, stride, language=language, task=episode.task, unsure=not sure)
-    return opened, video.decode(clip_path, clip, view, name)
+    return opened, clip.decode(view)
 
 
 @functools.cache

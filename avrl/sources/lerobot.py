@@ -157,7 +157,7 @@ def pictures(data: Dataset, index: int, name: str, view: View) -> Iterator[np.nd
     if not data.is_video(name):
         return stills.decode(data.pictures(index, name)[::stride], view, words, stride)
     length, start = data.rows[index]["length"], data.start(index, name)
-    return video.decode_part(path, view, words, length=length, fps=data.fps, start=start)
+    return video.Clip(path, words).decode(view, length=length, fps=data.fps, start=start)
 
 
 def dataset(raw: Path, episode: Episode) -> Dataset:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from avrl.addresses import bucket
+from avrl.addresses import require_bucket
 from avrl.artifact import SCRATCH
 from avrl.cache import Cache
 from avrl.config import Opt
@@ -52,7 +52,7 @@ class PrepConfig:
         if self.image_size < 16 or self.image_size % 16:
             raise ConfigError(f"--image-size {self.image_size} is not a multiple of 16 px", "try 224")
         if self.mirror:
-            bucket(self.mirror)
+            require_bucket(self.mirror)
         if self.fps < 0:
             raise ConfigError(f"--fps {self.fps:g} is less than none", "try 10, or 0 for all")
         if self.shard:
@@ -78,12 +78,12 @@ def _build(config: PrepConfig, inputs: Inputs, out: Path) -> Built:
     partials = _partials(config, inputs, cache)
     planned = out / SCRATCH / "planned"  # to fit
     if cache.free() < AMPLE * inputs["raw"].manifest.facts.get("bytes", 0) and not planned.exists():
-        _plan(config, inputs, out / SCRATCH, cache)
+        _plan(config, inputs, job, partials, cache)
         planned.touch()
     facts = prepare(job, out, workers=config.workers, engine=config.engine, share=share, partials=partials)
     pixels = {chain(), *(text for one in partials for text in one.manifest.facts["pixels"])}
     if len(pixels) > 1:
-        log.warning("shares were made by different ffmpegs, which may round differently: %s", ", ".join(sorted(pixels)))
+        log.warning("shares were made by different libavs, which may round differently: %s", ", ".join(sorted(pixels)))
     return Built({**facts, "pixels": sorted(pixels)})
 
 
@@ -101,24 +101,19 @@ def _job(config: PrepConfig, inputs: Inputs, scratch: Path) -> Job:
     )
 
 
-def _named(config: PrepConfig, inputs: Inputs) -> tuple[str, str]:
-    return _slug(config, inputs), STAGE.key(config, inputs)
-
-
 def _share(config: PrepConfig) -> Share:
     from avrl.frames import Share
 
     return Share(*map(int, config.shard.split("/"))) if config.shard else Share()
 
 
-def _plan(config: PrepConfig, inputs: Inputs, scratch: Path, cache: Cache, *, drop: bool = False) -> Plan:
+def _plan(config: PrepConfig, inputs: Inputs, job: Job, partials: list[Artifact], cache: Cache) -> Plan:
     from avrl.frames import made_units
     from avrl.packing import Packer, episodes_of
     from avrl.plan import estimate
 
-    job = _job(config, inputs, scratch)
-    job, begun = replace(job, drop=job.drop or drop), cache.partial(STAGE.name, *_named(config, inputs))
-    linked = [index for unit in made_units(_partials(config, inputs, cache)) for index in episodes_of(unit)]
+    begun = cache.partial(STAGE.name, _slug(config, inputs), STAGE.key(config, inputs))
+    linked = [index for unit in made_units(partials) for index in episodes_of(unit)]
     done = {*range(Packer(begun).next), *linked}
     plan = estimate(job, workers=config.workers, engine=config.engine, share=_share(config), done=done)
     cache.require_space(plan.bytes, f"the frame store of {inputs['raw'].ref}")
@@ -135,7 +130,8 @@ def plan(config: PrepConfig, inputs: Inputs, cache: Cache) -> Plan:
     if config.engine == "ray":  # other machines see the cache, not this one's /tmp
         cache.root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache.root if config.engine == "ray" else None) as folder:
-        return _plan(config, inputs, Path(folder), cache, drop=True)  # damage is for the build to refuse
+        job = replace(_job(config, inputs, Path(folder)), drop=True)  # damage is for the build to refuse
+        return _plan(config, inputs, job, _partials(config, inputs, cache), cache)
 
 
 def _partials(config: PrepConfig, inputs: Inputs, cache: Cache) -> list[Artifact]:
