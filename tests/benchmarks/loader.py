@@ -1,6 +1,6 @@
 """Random pairs (t, t + gap) out of a frame store, beside decoding the same JPEGs from memory, and beside other readers.
 
-    python -m tests.benchmarks.loader [--rounds 40] [--clips 2] [--frames 240]
+    python -m tests.benchmarks.loader [--rounds 150] [--clips 2] [--frames 240]
 
 Interleaved batch by batch, totals of a run; ratios carry over to other machines, figures do not. All readers give the
 same frames: 1080p clips that compress like EgoDex's, brought to 224 px once, kept as JPEGs, H.264 and AV1.
@@ -250,7 +250,7 @@ def opening(root: Path, n_episodes: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=150)
     parser.add_argument("--clips", type=int, default=2)
     parser.add_argument("--frames", type=int, default=240, help="a clip")
     options = parser.parse_args()
@@ -259,8 +259,8 @@ def main() -> None:
         root, n = Path(folder), options.frames
         frames = build(root, options.clips, n)
         alone(readers(root, frames, options.clips, n), options.rounds, store.SHARD // n, n)
-        training(root, options.rounds // 8, n)
-        cold(root, options.rounds, n)
+        training(root, options.rounds // 30, n)
+        cold(root, options.rounds // 4, n)
         for n_episodes in (50_000, 314_000):
             opening(Path(other), n_episodes)
 
