@@ -30,7 +30,7 @@ def test_masks_depend_on_the_sample_alone_and_hide_the_share_asked_for():
 def test_hidden_pixels_do_not_reach_the_prediction():
     objective = checkpoint.build(network("videomae", mask_ratio=0.5))
     seed = batch()[2]
-    picture = torch.rand(4, 6, 32, 32)
+    picture = torch.rand(4, 1, 6, 32, 32)
     order = noise(seed, 4).argsort(dim=1, stable=True)
     hidden, visible = order[:, :2], order[:, 2:]
     before = objective._reconstruct(picture, hidden, visible)
@@ -38,7 +38,7 @@ def test_hidden_pixels_do_not_reach_the_prediction():
     for b in range(4):
         for patch in hidden[b].tolist():
             row, column = divmod(patch, 2)
-            changed[b, :, 16 * row : 16 * row + 16, 16 * column : 16 * column + 16] = 0
+            changed[b, :, :, 16 * row : 16 * row + 16, 16 * column : 16 * column + 16] = 0
     assert torch.equal(before, objective._reconstruct(changed, hidden, visible))
 
 
