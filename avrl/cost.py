@@ -1,7 +1,7 @@
 """What a network costs: parameters, and floating-point operations of a forward pass of one sample.
 
 Counted by torch on tensors that hold no data, so the figures are those of any machine. A product of matrices (n, k)
-and (k, m) is 2nkm operations; norms, activations and Sobel are not counted.
+and (k, m) is 2nkm operations; norms and activations are not counted.
 """
 
 from __future__ import annotations
