@@ -6,6 +6,7 @@ from contracts.objective import SIZE, ObjectiveContract, PairEncoderContract, ba
 
 from avrl import checkpoint
 from avrl.cost import encoder_parameters
+from avrl.errors import IntegrityError
 from avrl.objectives import modules, vit
 from avrl.objectives.channels import parvo, unit
 
@@ -188,3 +189,26 @@ def test_streams_exchange_after_so_many_stages(times):
     assert len(model.exchanges) == times
     assert torch.equal(p[:, 0], other[:, 0]) == (times == 0)
     assert torch.equal(p[:, 1:], other[:, 1:]) == (times == 0)
+
+
+# On disk.
+
+
+@pytest.mark.parametrize("label", ["fused", "m-only", "early-fusion", "exchanges-3"])
+def test_it_comes_back_from_its_checkpoint(label, tmp_path):
+    name, options = EVERY[label]
+    objective = built(label, seed=7)
+    for parameter in objective.parameters():
+        parameter.data.mul_(1.1)
+    checkpoint.save(tmp_path, objective, network(name, seed=7, **options))
+    frames = batch()[0]
+    wanted = objective.encoder().encode(frames)
+    for key, z in checkpoint.load(tmp_path).encoder().encode(frames).items():
+        assert torch.equal(z, wanted[key])
+        assert not torch.equal(z, checkpoint.load(tmp_path, init="random").encoder().encode(frames)[key])
+
+
+def test_a_config_with_a_field_of_a_later_avrl_is_refused(tmp_path):
+    checkpoint.save(tmp_path, built("two-stream"), network("two-stream", streams=3))
+    with pytest.raises(IntegrityError, match="'streams'"):
+        checkpoint.load(tmp_path)
