@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from avrl.artifact import sha256_of, write_durably
 from avrl.errors import IntegrityError
-from avrl.objectives import Objective, create, modules
+from avrl.objectives import Network, Objective, create, modules
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,7 +51,7 @@ def load(root: Path, *, init: str = "trained") -> Objective:
         objective = build(config)
         if init == "trained":
             modules(objective).load_state_dict(load_file(root / "model.safetensors"))
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:  # TypeError: a field it does not know
         reason = " ".join(str(error).split("\n\t")[:2])  # torch lists every tensor that does not fit
         raise IntegrityError(f"{root} is no checkpoint that this avrl can load: {reason[:300]}") from error
     modules(objective).eval().requires_grad_(False)
@@ -59,16 +59,11 @@ def load(root: Path, *, init: str = "trained") -> Objective:
 
 
 def build(config: dict[str, Any]) -> Objective:
-    """A network with the weights that training with this config starts from."""
+    """A network with the weights that training with this config starts from; see `avrl.objectives.Network`."""
+    network = Network(**config)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config["seed"])
-        return create(
-            config["objective"],
-            size=config["size"],
-            image_size=config["image_size"],
-            loss_decay=config["loss_decay"],
-            mask_ratio=config["mask_ratio"],
-        )
+        torch.manual_seed(network.seed)
+        return create(network)
 
 
 @dataclass(frozen=True)

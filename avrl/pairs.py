@@ -1,10 +1,10 @@
-"""Frame pairs (t, t+gap) as batches: the only road from the frame store into training.
+"""Frame pairs (t, t+gap), or clips of more frames, as batches: the only road from the frame store into training.
 
 The order is a function of (seed, epoch), every draw one of (seed, epoch, index), and the position is the global
 step. Nothing else is state, so a run that is stopped anywhere goes on with exactly the batches that it would
 have seen, on any number of ranks. No label can enter here: a batch is frames, gap and a seed.
 
-Legend: B samples, T=2 frames (t, t+gap), H W pixels, C=3 RGB, N indices of an epoch, K gaps.
+Legend: B samples, T=2 frames (t, t+gap) or more a gap apart each, H W pixels, C=3 RGB, N indices of an epoch, K gaps.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Batch:
 
     Attributes:
         frames_BTHWC: uint8 0..255.
-        gap_B: int64, frames of the store between the two.
+        gap_B: int64, frames of the store from one to the next.
         seed_B: int64, the sample's own source of randomness (masks); the same on any number of ranks.
     """
 
@@ -54,29 +54,34 @@ class Sampling:
         max_gap: Largest gap, frames.
         sample_decay: p(gap) is proportional to sample_decay^(gap-1), among the gaps that fit the episode.
         pairs_per_episode: Pairs of each episode in one epoch.
+        num_frames: Frames of a sample, each a gap after the one before it.
     """
 
     seed: int
     max_gap: int
     sample_decay: float
     pairs_per_episode: int
+    num_frames: int = 2
 
 
 class Pairs:
     """The endless, addressable sequence of batches.
 
     Args:
-        store: Frames to draw from; episodes of one frame give no pair and are left out.
+        store: Frames to draw from; episodes that are shorter than a sample at gap 1 are left out.
         sampling: How.
         batch_size: Global batch, over all ranks.
 
     Raises:
-        ConfigError: fewer pairs in an epoch than one batch takes.
+        ConfigError: fewer pairs in an epoch than one batch takes, or no episode long enough for one.
     """
 
     def __init__(self, store: FrameStore, sampling: Sampling, batch_size: int) -> None:
-        usable = store.episodes.filter(store.episodes["length"] >= 2)
+        usable = store.episodes.filter(store.episodes["length"] >= sampling.num_frames)
+        if not len(usable):
+            raise ConfigError(f"no episode has {sampling.num_frames} frames, which is one sample", "see avrl prep")
         self.store, self.sampling, self.batch_size = store, sampling, batch_size
+        self._steps = sampling.num_frames - 1  # gaps from the first frame of a sample to its last
         self._first = usable["dataset_from_index"].to_numpy()
         self._length = usable["length"].to_numpy()
         self.indices = len(usable) * sampling.pairs_per_episode
@@ -96,7 +101,7 @@ class Pairs:
         length = self._length[episode]
         seed = self.sampling.seed
         gap = self._gap(uniform(seed, epoch, index, GAP_DRAW), length)
-        start = np.floor(uniform(seed, epoch, index, START_DRAW) * (length - gap)).astype(np.int64)
+        start = np.floor(uniform(seed, epoch, index, START_DRAW) * (length - self._steps * gap)).astype(np.int64)
         sample_seed = (hashed(seed, epoch, index, MASK_DRAW) >> np.uint64(1)).astype(np.int64)
         return self._first[episode] + start, gap, sample_seed
 
@@ -110,7 +115,7 @@ class Pairs:
 
     def _gap(self, u_B: np.ndarray, length_B: np.ndarray) -> np.ndarray:
         """Inverse of the distribution's sum, cut at the longest gap that fits each episode."""
-        decay, longest = self.sampling.sample_decay, np.minimum(self.sampling.max_gap, length_B - 1)
+        decay, longest = self.sampling.sample_decay, np.minimum(self.sampling.max_gap, (length_B - 1) // self._steps)
         sums = np.cumsum(decay ** np.arange(self.sampling.max_gap))
         target = u_B * sums[longest - 1]
         gap: np.ndarray = np.minimum(np.searchsorted(sums, target, side="right") + 1, longest)
@@ -132,8 +137,9 @@ class Pairs:
         return row[mine], gap[mine], seed[mine]
 
     def _read(self, row_B: np.ndarray, gap_B: np.ndarray, seed_B: np.ndarray, threads: int) -> Batch:
-        frames = self.store.read(np.stack([row_B, row_B + gap_B], axis=1).ravel(), threads=threads)
-        shape = (len(row_B), 2, *frames.shape[1:])
+        row_BT = row_B[:, None] + gap_B[:, None] * np.arange(self.sampling.num_frames)
+        frames = self.store.read(row_BT.ravel(), threads=threads)
+        shape = (*row_BT.shape, *frames.shape[1:])
         return Batch(torch.from_numpy(frames).view(shape), torch.from_numpy(gap_B), torch.from_numpy(seed_B))
 
     def stream(self, start: int, stop: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:

@@ -6,6 +6,7 @@ The state of a run is weights, optimizer and the global step; order and randomne
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from dataclasses import dataclass
@@ -15,9 +16,10 @@ import torch
 
 from avrl import checkpoint
 from avrl.artifact import SCRATCH
+from avrl.cost import cost, sentence
 from avrl.curve import Curve
 from avrl.errors import ConfigError
-from avrl.objectives import modules
+from avrl.objectives import Network, modules
 from avrl.pairs import Pairs, Sampling
 from avrl.ranks import Stop, Stopped, agree, told_by_first
 from avrl.store import opened
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from avrl.checkpoint import Snapshot
     from avrl.objectives import Objective
     from avrl.pairs import Batch
+
+log = logging.getLogger(__name__)
 
 BETAS = (0.9, 0.95)  # He et al. 2022 (MAE), table 8
 CLIP = 1.0  # largest gradient norm
@@ -86,6 +90,9 @@ def train(out: Path, frames: Path, recipe: Recipe) -> dict[str, Any]:
     if recipe.batch_size % world:
         raise ConfigError(f"--batch-size {recipe.batch_size} does not divide among {world} processes")
     pairs = Pairs(opened(frames, recipe.threads), recipe.sampling, recipe.batch_size)
+    network = Network(**recipe.network)
+    if rank == 0:
+        log.info("%s", sentence(network, cost(network)))
     learner = _Learner(recipe, accelerator, out / SCRATCH / "snapshots")
     total = recipe.epochs * pairs.steps_per_epoch
     warmup = round(recipe.warmup_epochs * pairs.steps_per_epoch)
@@ -112,6 +119,7 @@ def train(out: Path, frames: Path, recipe: Recipe) -> dict[str, Any]:
     seconds = time.monotonic() - begun
     return {
         **recipe.network,
+        **cost(network),
         **learner.facts(),
         "steps": total,
         "samples": total * recipe.batch_size,
@@ -159,7 +167,6 @@ class _Learner:
         """What ran, and on what."""
         on_gpu = self.accelerator.device.type == "cuda"
         return {
-            "parameters": sum(one.numel() for one in modules(self.objective).parameters()),
             "baseline": self.objective.baseline,
             "device": torch.cuda.get_device_name() if on_gpu else "cpu",
             "processes": self.accelerator.num_processes,

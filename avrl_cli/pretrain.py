@@ -12,7 +12,7 @@ import typer
 
 from avrl.errors import ConfigError
 from avrl.stages.prep import whole
-from avrl.stages.pretrain import STAGE, PretrainConfig, follow
+from avrl.stages.pretrain import STAGE, PretrainConfig, follow, network, settled
 from avrl_cli.options import verb
 from avrl_cli.output import Session
 
@@ -27,7 +27,7 @@ def command(
     frames: Annotated[str, typer.Option(help="Which frame store, if several; or s3://BUCKET/PREFIX/NAME")] = "",
 ) -> None:
     """Pretrain an encoder on frame pairs. No action label is read."""
-    config = replace(config, objective=objective)
+    config = settled(replace(config, objective=objective))
     if frames.startswith("s3://"):
         from avrl.remotestore import mirrored
 
@@ -46,6 +46,12 @@ def command(
             make="avrl prep",
             option="--frames",
         )
+    if session.dry_run and not session.store.find(STAGE.name, STAGE.key(config, {"frames": found})):
+        from avrl.cost import cost, sentence
+
+        asked = network(vars(config))
+        session.document["cost"] = cost(asked)
+        session.say(sentence(asked, cost(asked)))
     if session.dry_run or not follow(config, {"frames": found}, session.store):
         expect = f"{config.epochs} epochs of {config.pairs_per_episode} pairs x {found.manifest.facts['episodes']}"
         session.run(STAGE, config, {"frames": found}, expect + " episodes")

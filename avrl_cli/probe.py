@@ -8,7 +8,7 @@ import typer
 
 from avrl.errors import ConfigError, NotFoundError
 from avrl.stages.prep import whole
-from avrl.stages.pretrain import OBJECTIVES
+from avrl.stages.pretrain import OBJECTIVES, network
 from avrl.stages.probe import FEATURES, LABELS, SCORES, Entry, LabelsConfig, ProbeConfig, require_split
 from avrl_cli.options import verb
 from avrl_cli.output import Session
@@ -68,8 +68,8 @@ def _entries(session: Session, name: str, weights: str) -> list[Entry]:
         return []
     checkpoint = _checkpoint(session, name)
     if checkpoint:
-        objective = str(checkpoint.manifest.config["objective"])
-        return [Entry(objective, "trained", checkpoint), Entry(objective, "random", checkpoint)]
+        called = network(checkpoint.manifest.config).name
+        return [Entry(called, "trained", checkpoint), Entry(called, "random", checkpoint)]
     return [Entry(name, "pretrained", weights=weights), Entry(name, "random")]
 
 
@@ -83,7 +83,7 @@ def _checkpoint(session: Session, name: str) -> Artifact | None:
         return session.store.resolve(
             "checkpoints",
             "" if name in OBJECTIVES else name,
-            where=lambda one: name not in OBJECTIVES or one.manifest.config["objective"] == name,
+            where=lambda one: name not in OBJECTIVES or network(one.manifest.config).name == name,
             what=f"{name} checkpoint" if name in OBJECTIVES else "checkpoints",
             make=f"avrl pretrain {name}" if name in OBJECTIVES else "",
             option="--encoder",

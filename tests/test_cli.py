@@ -209,6 +209,7 @@ def test_completion_knows_verbs_options_and_choices(tmp_path, words, found):
         ("fetch encoders", "encoders and --encoder go together; type: avrl fetch encoders --encoder dinov2"),
         ("pretrain", "Missing argument 'objective'.*; see: avrl pretrain --help"),
         ("pretrain nope", "Invalid value for 'objective': .*'two-stream'.*; see: avrl pretrain --help"),
+        ("pretrain videomae --ablate m-only", "--ablate m-only has no meaning for videomae; leave it at none"),
         ("pretrain two-stream --epochs 0", "--epochs 0 is less than 1"),
         ("probe bridge", "probe needs an encoder; type: avrl probe bridge --encoder dinov2"),
         ("probe bridge --encoder nope", "no encoder or checkpoint named 'nope'; known: dinov2, .*"),

@@ -1,3 +1,4 @@
+import hashlib
 import multiprocessing
 
 import numpy as np
@@ -131,3 +132,30 @@ def test_draws_are_uniform_and_streams_independent():
     assert abs(np.corrcoef(one, other)[0, 1]) < 0.03
     assert abs(np.corrcoef(one[:-1], one[1:])[0, 1]) < 0.03
     assert len(np.unique(hashed(0, 0, index, 1))) == len(index)
+
+
+def test_a_clip_is_frames_a_gap_apart_and_short_episodes_have_none(tmp_path):
+    store = FrameStore(frame_store(tmp_path, [15, 16, 40, 100]))
+    pairs = Pairs(store, Sampling(seed=1, max_gap=4, sample_decay=0.8, pairs_per_episode=200, num_frames=16), 100)
+    row, gap, _ = (np.concatenate(one) for one in zip(*(pairs.draw(step) for step in range(6)), strict=True))
+    episode = np.searchsorted([15, 31, 71], row, side="right")
+    assert np.bincount(episode, minlength=4).tolist() == [0, 200, 200, 200]
+    assert all((row + 15 * gap) < np.array([15, 31, 71, 171])[episode])
+    assert [set(gap[episode == one]) for one in (1, 2, 3)] == [{1}, {1, 2}, {1, 2, 3, 4}]
+    batch = pairs.batch(0)
+    assert batch.frames_BTHWC.shape == (100, 16, 32, 32, 3)
+    row, gap, _ = pairs.draw(0)
+    for time in (0, 7, 15):
+        assert np.array_equal(batch.frames_BTHWC[:, time].numpy(), store.read(row + time * gap))
+
+
+def test_no_episode_as_long_as_a_clip_is_said(store):
+    with pytest.raises(ConfigError, match="no episode has 31 frames"):
+        Pairs(store, Sampling(0, 4, 0.8, 5, num_frames=31), 1)
+
+
+def test_the_draws_of_pairs_stay_what_they_were(store):
+    """Checkpoints hang on them: a change here is a new version of the stage."""
+    pairs = Pairs(store, SAMPLING, 10)
+    drawn = np.stack([np.stack(pairs.draw(step)) for step in range(25)])
+    assert hashlib.sha256(drawn.tobytes()).hexdigest()[:16] == "69cd97b309492624"

@@ -1,8 +1,9 @@
 """Predict frame t+k from frame t and one vector of change: the loss of Two-Stream and Single-Stream.
 
-The decoder sees the tokens of frame t and ``change_emb``, nothing else of frame t+k ("bottleneck" wiring): RGB(t)
-plus the change channels *is* the target, so patches of the change in the decoder would make the task trivial
-and leave ``change_emb`` without a gradient. It predicts the change, so that copying frame t costs nothing.
+In the "bottleneck" wiring the decoder sees the tokens of frame t and ``change_emb``, nothing else of frame t+k: RGB(t)
+plus the change channels *is* the target, so patches of the change in the decoder make the task trivial. In the "fused"
+wiring it sees those patches and ``change_emb`` beside them, which is how ``change_emb`` gets a gradient there at all.
+It predicts the change, so that copying frame t costs nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Decoder(nn.Module):
-    """Tokens of frame t (B, N, D) + change_emb (B, D) -> predicted frame t+k (B, 3, H, W), around frame t."""
+    """Tokens by location (B, N, D) + change_emb (B, D) -> predicted frame t+k (B, 3, H, W), around frame t."""
 
     def __init__(self, size: vit.Size, image_size: int) -> None:
         super().__init__()
@@ -44,7 +45,7 @@ class Prediction(nn.Module):
     """Weighted squared error of the predicted frame t+k.
 
     Args:
-        network: ``(img_t, img_tk) -> (tokens of frame t (B, N, D), change_emb (B, D))``.
+        network: ``(img_t, img_tk) -> (tokens for the decoder (B, N, D), change_emb (B, D))``.
         encoder: Makes the encoder that shares the network's weights.
         size: Widths and depths.
         image_size: Side of the square input, px.
@@ -98,7 +99,7 @@ class PairEncoder:
     """A pretrained network as an `avrl.encoders.Encoder` of frame pairs.
 
     Args:
-        read: ``(img_t, img_tk) -> name -> (B, D)`` and the patches (B, N, D).
+        read: ``(img_t, img_tk) -> name -> (B, D)`` and the patches (B, N, D); it may carry gradients.
         readouts: Names and dimensions of what `read` gives.
         image_size: px.
     """
@@ -111,20 +112,20 @@ class PairEncoder:
         readouts: dict[str, int],
         image_size: int,
     ) -> None:
-        self._read, self.image_size = read, image_size
+        self.read, self.image_size = read, image_size
         self.readouts: Mapping[str, int] = readouts
 
     @torch.inference_mode()
     def encode(self, frames_BTHWC: Tensor) -> dict[str, Tensor]:
         """See `avrl.encoders.Encoder`."""
         img_t, img_tk = self._unit(frames_BTHWC)
-        return {name: z.float() for name, z in self._read(img_t, img_tk)[0].items()}
+        return {name: z.float() for name, z in self.read(img_t, img_tk)[0].items()}
 
     @torch.inference_mode()
     def patches(self, frames_BTHWC: Tensor) -> Tensor:
         """(B, h, w, D), see `avrl.encoders.Encoder`."""
         img_t, img_tk = self._unit(frames_BTHWC)
-        patches = self._read(img_t, img_tk)[1].float()
+        patches = self.read(img_t, img_tk)[1].float()
         side = round(patches.shape[1] ** 0.5)
         return patches.view(len(patches), side, side, -1)
 

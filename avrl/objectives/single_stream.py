@@ -1,12 +1,13 @@
 """Single-Stream: the same nine channels (M and P) into one transformer, with Two-Stream's decoder and loss.
 
-The decoder's tokens of frame t come from a patch embedding of P alone: the transformer's own patches have seen
-M, and M's patches in the decoder would give the target away (see `avrl.objectives.prediction`).
+In the bottleneck wiring the decoder's tokens of frame t come from a patch embedding of P alone: the transformer's
+own patches have seen M, and M's patches in the decoder would give the target away (see `avrl.objectives.prediction`).
+In the fused wiring they are those patches.
 """
 
 from __future__ import annotations
 
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,28 +16,58 @@ from avrl.objectives import vit
 from avrl.objectives.channels import M_CHANNELS, P_CHANNELS, magno, parvo
 from avrl.objectives.prediction import PairEncoder, Prediction
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from avrl.objectives import Network
+
+    See = Callable[[Tensor, Tensor], Tensor]
+
+
+class Form(nn.Conv2d):
+    """Patch embedding of P, made of frame t (B, 3, H, W): tokens (B, N, D) for the decoder, without positions."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(P_CHANNELS, dim, vit.PATCH_SIZE, vit.PATCH_SIZE)
+
+    def forward(self, img_t_BCHW: Tensor) -> Tensor:
+        """See the class."""
+        return super().forward(parvo(img_t_BCHW)).flatten(2).mT
+
 
 class SingleStream(nn.Module):
-    """(img_t, img_tk) in [0, 1] -> tokens of frame t (B, N, D) and ``change_emb`` (B, D)."""
+    """(img_t, img_tk) in [0, 1] -> tokens for the decoder (B, N, D) and ``change_emb`` (B, D).
 
-    def __init__(self, size: vit.Size, image_size: int) -> None:
+    Args:
+        size: Width and depth.
+        image_size: Side of the square input, px.
+        channels: How many `see` gives.
+        see: ``(img_t, img_tk) -> (B, channels, H, W)``.
+    """
+
+    def __init__(self, size: vit.Size, image_size: int, channels: int, see: See) -> None:
         super().__init__()
         dim = size.embed_dim
-        self.tokens = vit.Tokens(M_CHANNELS + P_CHANNELS, image_size, dim)
+        self.see = see
+        self.tokens = vit.Tokens(channels, image_size, dim)
         self.blocks = vit.blocks(dim, size.num_heads, size.depth)
         self.norm = nn.LayerNorm(dim)
-        self.form = nn.Conv2d(P_CHANNELS, dim, vit.PATCH_SIZE, vit.PATCH_SIZE)
+        self.form: nn.Module | None = Form(dim)
         self.change = nn.Linear(dim, dim)
 
     def stream(self, img_t_BCHW: Tensor, img_tk_BCHW: Tensor) -> Tensor:
         """Final tokens, CLS first: (B, 1+N, D)."""
-        channels = torch.cat([magno(img_t_BCHW, img_tk_BCHW), parvo(img_t_BCHW)], 1)
-        return cast("Tensor", self.norm(self.blocks(self.tokens(channels))))
+        return cast("Tensor", self.norm(self.blocks(self.tokens(self.see(img_t_BCHW, img_tk_BCHW)))))
 
     def forward(self, img_t_BCHW: Tensor, img_tk_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """See the class."""
-        cls = self.stream(img_t_BCHW, img_tk_BCHW)[:, 0]
-        return self.form(parvo(img_t_BCHW)).flatten(2).mT, self.change(cls)
+        tokens = self.stream(img_t_BCHW, img_tk_BCHW)
+        return tokens[:, 1:] if self.form is None else self.form(img_t_BCHW), self.change(tokens[:, 0])
+
+
+def nine(img_t_BCHW: Tensor, img_tk_BCHW: Tensor) -> Tensor:
+    """M and P, one after the other (B, 9, H, W)."""
+    return torch.cat([magno(img_t_BCHW, img_tk_BCHW), parvo(img_t_BCHW)], 1)
 
 
 def _encoder(network: nn.Module) -> PairEncoder:
@@ -59,7 +90,16 @@ def _encoder(network: nn.Module) -> PairEncoder:
     return PairEncoder(read, readouts, side * vit.PATCH_SIZE)
 
 
-def create(size: str, image_size: int, *, loss_decay: float, mask_ratio: float) -> Prediction:
-    """Single-Stream of a size in `vit.SIZES`; it masks nothing, so ``mask_ratio`` has no part in it."""
-    shape = vit.SIZES[size]
-    return Prediction(SingleStream(shape, image_size), _encoder, shape, image_size, loss_decay)
+def build(network: Network, channels: int, see: See) -> Prediction:
+    """One transformer on the channels that `see` makes of both frames."""
+    size = vit.SIZES[network.size]
+    model = SingleStream(size, network.image_size, channels, see)
+    objective = Prediction(model, _encoder, size, network.image_size, network.loss_decay)
+    if network.decoder == "fused":
+        model.form = None  # after the weights are drawn: the rest starts as in the other wiring
+    return objective
+
+
+def create(network: Network) -> Prediction:
+    """Single-Stream; it masks nothing, so ``mask_ratio`` has no part in it."""
+    return build(network, M_CHANNELS + P_CHANNELS, nine)

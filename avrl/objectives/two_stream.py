@@ -1,28 +1,36 @@
-"""Two-Stream: one transformer sees change (M), one sees form (P); their CLS tokens exchange after stages 1 and 2.
+"""Two-Stream: one transformer sees change (M), one sees form (P); their CLS tokens exchange between the stages.
+
+Ablations take parts away from one and the same network: all weights are drawn first, in an order that does not
+depend on what will go, so what stays starts from the same values in each. What an ablation adds is drawn last.
 
 Shapes: B samples, N patches, D embed_dim. ``img_pred, change_emb = model.predict(img_t, img_tk)``.
 """
 
 from __future__ import annotations
 
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
-from avrl.objectives import vit
+from avrl.objectives import single_stream, vit
 from avrl.objectives.channels import M_CHANNELS, P_CHANNELS, magno, parvo
 from avrl.objectives.prediction import PairEncoder, Prediction
 
+if TYPE_CHECKING:
+    from avrl.objectives import Network
+
 STAGES = 3
+ONE_STREAM = {"m-only": "m", "p-only": "p"}
 
 
 class TwoStream(nn.Module):
-    """(img_t, img_tk) in [0, 1] -> tokens of frame t (B, N, D) and ``change_emb`` (B, D)."""
+    """(img_t, img_tk) in [0, 1] -> tokens for the decoder (B, N, D) and ``change_emb`` (B, D)."""
 
     def __init__(self, size: vit.Size, image_size: int) -> None:
         super().__init__()
         dim, depth = size.embed_dim, size.depth // STAGES
+        self.names = ["m", "p"]
         self.m_tokens = vit.Tokens(M_CHANNELS, image_size, dim)
         self.p_tokens = vit.Tokens(P_CHANNELS, image_size, dim)
         self.m_stages = nn.ModuleList(vit.blocks(dim, size.num_heads, depth) for _ in range(STAGES))
@@ -30,49 +38,92 @@ class TwoStream(nn.Module):
         self.exchanges = nn.ModuleList(vit.blocks(dim, size.num_heads, 1) for _ in range(STAGES - 1))
         self.m_norm, self.p_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.fuse = nn.Linear(2 * dim, dim)
+        self.form: nn.Module | None = None  # embeds P for a decoder that no stream serves
+        self.fuse_patches: nn.Module | None = None
 
-    def streams(self, img_t_BCHW: Tensor, img_tk_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Final tokens of both streams, CLS first: two (B, 1+N, D)."""
-        m = self.m_tokens(magno(img_t_BCHW, img_tk_BCHW))
-        p = self.p_tokens(parvo(img_t_BCHW))
+    def exchange(self, times: int, num_heads: int) -> None:
+        """Let the CLS tokens exchange after the first so many stages."""
+        if times > len(self.exchanges):
+            self.exchanges.append(vit.initialised(vit.blocks(self.fuse.out_features, num_heads, 1)))
+        del self.exchanges[times:]
+
+    def keep(self, name: str) -> None:
+        """Take the other stream away; what is left of the fusion is the half of its matrix for this one."""
+        half = nn.Linear(self.fuse.out_features, self.fuse.out_features)
+        half.load_state_dict({"weight": self.fuse.weight.chunk(2, 1)[self.names.index(name)], "bias": self.fuse.bias})
+        (other,) = set(self.names) - {name}
+        for part in ("tokens", "stages", "norm"):
+            delattr(self, f"{other}_{part}")
+        self.names, self.fuse = [name], half
+        self.exchanges = nn.ModuleList()
+        if name == "m":
+            self.form = vit.initialised(single_stream.Form(half.out_features))
+
+    def fuse_wiring(self) -> None:
+        """Give the decoder the patches of all streams, fused location by location."""
+        dim = self.fuse.out_features
+        self.form, self.fuse_patches = None, vit.initialised(nn.Linear(len(self.names) * dim, dim))
+
+    def streams(self, img_t_BCHW: Tensor, img_tk_BCHW: Tensor) -> dict[str, Tensor]:
+        """Final tokens of each stream, CLS first: m, p -> (B, 1+N, D)."""
+        tokens = {}
+        if "m" in self.names:
+            tokens["m"] = self.m_tokens(magno(img_t_BCHW, img_tk_BCHW))
+        if "p" in self.names:
+            tokens["p"] = self.p_tokens(parvo(img_t_BCHW))
         for stage in range(STAGES):
-            m, p = self.m_stages[stage](m), self.p_stages[stage](p)
-            if stage < STAGES - 1:
-                both = self.exchanges[stage](torch.stack([m[:, 0], p[:, 0]], 1))
-                m = torch.cat([both[:, :1], m[:, 1:]], 1)
-                p = torch.cat([both[:, 1:], p[:, 1:]], 1)
-        return self.m_norm(m), self.p_norm(p)
+            tokens = {name: getattr(self, f"{name}_stages")[stage](one) for name, one in tokens.items()}
+            if stage < len(self.exchanges):
+                both = self.exchanges[stage](torch.stack([one[:, 0] for one in tokens.values()], 1))
+                tokens = {
+                    name: torch.cat([cls.unsqueeze(1), tokens[name][:, 1:]], 1)
+                    for name, cls in zip(tokens, both.unbind(1), strict=True)
+                }
+        return {name: getattr(self, f"{name}_norm")(one) for name, one in tokens.items()}
 
     def forward(self, img_t_BCHW: Tensor, img_tk_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """See the class."""
-        m, p = self.streams(img_t_BCHW, img_tk_BCHW)
-        return p[:, 1:], self.fuse(torch.cat([m[:, 0], p[:, 0]], 1))
+        tokens = self.streams(img_t_BCHW, img_tk_BCHW)
+        change_emb = self.fuse(torch.cat([one[:, 0] for one in tokens.values()], 1))
+        if self.fuse_patches is not None:
+            return self.fuse_patches(torch.cat([one[:, 1:] for one in tokens.values()], 2)), change_emb
+        return tokens["p"][:, 1:] if self.form is None else self.form(img_t_BCHW), change_emb
 
 
 def _encoder(network: nn.Module) -> PairEncoder:
     model = cast("TwoStream", network)
-    dim = model.fuse.out_features
+    dim, count = model.fuse.out_features, len(model.names)
 
     def read(img_t: Tensor, img_tk: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        m, p = model.streams(img_t, img_tk)
-        patches = torch.cat([m[:, 1:], p[:, 1:]], 2)
-        cls = torch.cat([m[:, 0], p[:, 0]], 1)
+        tokens = model.streams(img_t, img_tk)
+        patches = torch.cat([one[:, 1:] for one in tokens.values()], 2)
+        cls = torch.cat([one[:, 0] for one in tokens.values()], 1)
         vectors = {
             "cls": cls,
-            "m": m[:, 0],
-            "p": p[:, 0],
+            **{name: one[:, 0] for name, one in tokens.items()},
             "change": model.fuse(cls),
             "patch-mean": patches.mean(1),
             "grid": vit.grid(patches),
         }
         return vectors, patches
 
-    readouts = {"cls": 2 * dim, "m": dim, "p": dim, "change": dim, "patch-mean": 2 * dim, "grid": 18 * dim}
-    side = round(len(model.m_tokens.position) ** 0.5)
+    readouts = {"cls": count * dim, **dict.fromkeys(model.names, dim), "change": dim}
+    readouts |= {"patch-mean": count * dim, "grid": 9 * count * dim}
+    side = round(len(getattr(model, f"{model.names[0]}_tokens").position) ** 0.5)
     return PairEncoder(read, readouts, side * vit.PATCH_SIZE)
 
 
-def create(size: str, image_size: int, *, loss_decay: float, mask_ratio: float) -> Prediction:
-    """Two-Stream of a size in `vit.SIZES`; it masks nothing, so ``mask_ratio`` has no part in it."""
-    shape = vit.SIZES[size]
-    return Prediction(TwoStream(shape, image_size), _encoder, shape, image_size, loss_decay)
+def create(network: Network) -> Prediction:
+    """Two-Stream, or what an ablation leaves of it; it masks nothing, so ``mask_ratio`` has no part in it."""
+    if network.ablate == "early-fusion":
+        return single_stream.build(network, 6, lambda img_t, img_tk: torch.cat([img_t, img_tk], 1))
+    size = vit.SIZES[network.size]
+    model = TwoStream(size, network.image_size)
+    objective = Prediction(model, _encoder, size, network.image_size, network.loss_decay)
+    if network.ablate in ONE_STREAM:
+        model.keep(ONE_STREAM[network.ablate])
+    else:
+        model.exchange(0 if network.ablate == "no-exchange" else network.exchanges, size.num_heads)
+    if network.decoder == "fused":
+        model.fuse_wiring()
+    return objective

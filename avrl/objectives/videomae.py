@@ -1,15 +1,21 @@
-"""VideoMAE on two frames: hide most patches of both frames, predict their pixels from the rest.
+"""VideoMAE: hide most patches of a clip, the same places in every frame, predict their pixels from the rest.
 
-With two frames there is one tubelet in time, so tube masking is plain image masking of a 6-channel picture.
-That is the plan's setting (mask ratio 0.75) and not the official recipe (16 frames, 0.9).
-Source: Tong et al. 2022 (VideoMAE) and He et al. 2022 (MAE), whose CLS token we keep for the readout.
+A token is a tubelet: a patch of two frames that follow each other. With two frames there is one in time, so tube
+masking is plain image masking of a 6-channel picture: the plan's setting (mask ratio 0.75). With 16 frames there are
+eight, masked as tubes (0.9): the official recipe, but for three things. Positions are a sine-cosine of the place plus
+one of the time, where the official table counts tokens through; the target is of frames in [0, 1]; and there is a
+CLS token, MAE's, for the readout.
+Source: Tong et al. 2022 (VideoMAE) and He et al. 2022 (MAE).
 
-Legend: B samples, N patches, V visible patches, D embed_dim.
+An encoder of 16 frames is asked for pairs (t, t+gap) as well: its first eight frames are then t, the last eight t+gap,
+each slot the nearer of the two in time. Blends of the two frames would be pictures that no camera has taken.
+
+Legend: B samples, S tubelets in time, N places, V visible places, C=6 channels of a tubelet, D embed_dim.
 """
 
 from __future__ import annotations
 
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,27 +24,24 @@ from avrl.objectives import vit
 from avrl.objectives.channels import unit
 from avrl.objectives.prediction import PairEncoder
 
-FRAMES = 2
+if TYPE_CHECKING:
+    from avrl.objectives import Network
+
+FRAMES = 2  # of a tubelet
 TINY = 1e-6
 
 
 class VideoMAE(nn.Module):
-    """Masked autoencoder of frame pairs; see the module.
-
-    Args:
-        size: Widths and depths.
-        image_size: Side of the square input, px.
-        mask_ratio: Share of patches hidden, (0, 1).
-        loss_decay: Weight of gap k is loss_decay^(k-1).
-    """
+    """Masked autoencoder of frame pairs, or of clips; see the module and `avrl.objectives.Network`."""
 
     baseline = "mean of each patch and colour"
 
-    def __init__(self, size: vit.Size, image_size: int, mask_ratio: float, loss_decay: float) -> None:
+    def __init__(self, network: Network) -> None:
         super().__init__()
-        self.image_size, self.mask_ratio, self.loss_decay = image_size, mask_ratio, loss_decay
+        size, self.image_size, self.loss_decay = vit.SIZES[network.size], network.image_size, network.loss_decay
         dim, narrow = size.embed_dim, size.decoder_dim
-        self.tokens = vit.Tokens(3 * FRAMES, image_size, dim)
+        self.tubelets = network.num_frames // FRAMES
+        self.tokens = vit.Tokens(3 * FRAMES, self.image_size, dim)
         self.blocks = vit.blocks(dim, size.num_heads, size.depth)
         self.norm = nn.LayerNorm(dim)
         self.narrow = nn.Linear(dim, narrow)
@@ -46,9 +49,14 @@ class VideoMAE(nn.Module):
         self.decoder = vit.blocks(narrow, max(1, narrow // 64), size.decoder_depth)
         self.decoder_norm = nn.LayerNorm(narrow)
         self.head = nn.Linear(narrow, 3 * FRAMES * vit.PATCH_SIZE**2)
-        side = image_size // vit.PATCH_SIZE
+        side = self.image_size // vit.PATCH_SIZE
+        self.position: Tensor
+        self.time: Tensor
+        self.narrow_time: Tensor
         self.register_buffer("position", vit.positions(narrow, side), persistent=False)
-        self.hidden = round(mask_ratio * side**2)
+        for name, width in (("time", dim), ("narrow_time", narrow)):  # (S, 1, width): zeros for one tubelet
+            self.register_buffer(name, vit.times(width, self.tubelets).unsqueeze(1), persistent=False)
+        self.hidden = min(round(network.mask_ratio * side**2), side**2 - 1)  # one place is seen, however few there are
         vit.initialise(self)
 
     def loss(self, frames_BTHWC: Tensor, gap_B: Tensor, seed_B: Tensor) -> dict[str, Tensor]:
@@ -63,22 +71,40 @@ class VideoMAE(nn.Module):
         }
 
     def predict(self, frames_BTHWC: Tensor, seed_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Predicted and true normalised pixels of the hidden patches: two (B, N - V, 2 * 3 * PATCH_SIZE^2)."""
-        picture = unit(frames_BTHWC, self.image_size).flatten(1, 2)
-        target = _normalised(vit.patchify(picture))
-        order = noise(seed_B, target.shape[1]).argsort(dim=1, stable=True)
-        hidden, visible = order[:, : self.hidden], order[:, self.hidden :]
-        return self._reconstruct(picture, hidden, visible).float(), _pick(target, hidden)
+        """Predicted and true normalised pixels of the hidden tubelets: two (B, S * (N - V), 2 * 3 * PATCH_SIZE^2).
 
-    def _reconstruct(self, picture_BCHW: Tensor, hidden_BN: Tensor, visible_BV: Tensor) -> Tensor:
-        """Predicted pixels of the hidden patches, from the visible ones and CLS."""
-        patches = _pick(self.tokens.patches(picture_BCHW), visible_BV)
-        cls = self.tokens.cls.expand(len(patches), -1, -1)
-        seen = self.narrow(self.norm(self.blocks(torch.cat([cls, patches], 1))))
-        where = cast("Tensor", self.position)
-        tokens = torch.cat([seen[:, :1], seen[:, 1:] + where[visible_BV], self.mask_token + where[hidden_BN]], 1)
+        Tubelets lie in the order of time, and within a time in the order of the sample's noise.
+        """
+        clip = self._tubelets(unit(frames_BTHWC, self.image_size))
+        target = _normalised(vit.patchify(clip.flatten(0, 1)))
+        target = target.view(*clip.shape[:2], *target.shape[1:])
+        order = noise(seed_B, target.shape[2]).argsort(dim=1, stable=True)
+        hidden, visible = order[:, : self.hidden], order[:, self.hidden :]
+        return self._reconstruct(clip, hidden, visible).float(), _pick(target, hidden)
+
+    def _tubelets(self, frames_BTCHW: Tensor) -> Tensor:
+        """Frames in [0, 1] (B, T, 3, H, W), two at a time as one picture of six channels: (B, S, 6, H, W)."""
+        return frames_BTCHW.reshape(len(frames_BTCHW), self.tubelets, -1, *frames_BTCHW.shape[3:])
+
+    def _patches(self, clip_BSCHW: Tensor) -> Tensor:
+        """Tokens of all tubelets with their positions: (B, S, N, D)."""
+        patches: Tensor = self.tokens.patches(clip_BSCHW.flatten(0, 1))
+        return patches.view(*clip_BSCHW.shape[:2], *patches.shape[1:]) + self.time
+
+    def _encoded(self, patches_BND: Tensor) -> Tensor:
+        """Final tokens, CLS first."""
+        cls = self.tokens.cls.expand(len(patches_BND), -1, -1)
+        return cast("Tensor", self.norm(self.blocks(torch.cat([cls, patches_BND], 1))))
+
+    def _reconstruct(self, clip_BSCHW: Tensor, hidden_BN: Tensor, visible_BV: Tensor) -> Tensor:
+        """Predicted pixels of the hidden tubelets, from the visible ones and CLS."""
+        visible = _pick(self._patches(clip_BSCHW), visible_BV)
+        seen = self.narrow(self._encoded(visible))
+        cls, seen = seen.tensor_split([seen.shape[1] - visible.shape[1]], 1)
+        where = (self.position + self.narrow_time).expand(len(seen), -1, -1, -1)
+        tokens = torch.cat([cls, seen + _pick(where, visible_BV), self.mask_token + _pick(where, hidden_BN)], 1)
         decoded = self.decoder_norm(self.decoder(tokens))
-        return cast("Tensor", self.head(decoded[:, -hidden_BN.shape[1] :]))
+        return cast("Tensor", self.head(decoded[:, -self.tubelets * hidden_BN.shape[1] :]))
 
     def forward(self, frames_BTHWC: Tensor, gap_B: Tensor, seed_B: Tensor) -> dict[str, Tensor]:
         """The loss: DDP hooks into ``forward``, so training calls nothing else."""
@@ -89,8 +115,9 @@ class VideoMAE(nn.Module):
         dim = self.norm.normalized_shape[0]
 
         def read(img_t: Tensor, img_tk: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-            tokens = self.norm(self.blocks(self.tokens(torch.cat([img_t, img_tk], 1))))
-            cls, patches = tokens[:, 0], tokens[:, 1:]
+            clip = torch.stack([img_t, img_tk], 1).repeat_interleave(self.tubelets, 1)
+            tokens = self._encoded(self._patches(self._tubelets(clip)).flatten(1, 2))
+            cls, patches = tokens[:, 0], tokens[:, 1:].reshape(len(tokens), self.tubelets, -1, dim).mean(1)
             return {"cls": cls, "patch-mean": patches.mean(1), "grid": vit.grid(patches)}, patches
 
         return PairEncoder(read, {"cls": dim, "patch-mean": dim, "grid": 9 * dim}, self.image_size)
@@ -108,8 +135,10 @@ def _normalised(patches_BND: Tensor) -> Tensor:
     return normalised
 
 
-def _pick(patches_BND: Tensor, index_BN: Tensor) -> Tensor:
-    return patches_BND.gather(1, index_BN.unsqueeze(-1).expand(-1, -1, patches_BND.shape[-1]))
+def _pick(patches_BSND: Tensor, index_BV: Tensor) -> Tensor:
+    """The same places at every time, one time after the other: (B, S * V, D)."""
+    index = index_BV[:, None, :, None].expand(-1, patches_BSND.shape[1], -1, patches_BSND.shape[3])
+    return patches_BSND.gather(2, index).flatten(1, 2)
 
 
 def noise(seed_B: Tensor, n: int) -> Tensor:
@@ -123,6 +152,6 @@ def noise(seed_B: Tensor, n: int) -> Tensor:
     return x
 
 
-def create(size: str, image_size: int, *, loss_decay: float, mask_ratio: float) -> VideoMAE:
-    """VideoMAE of a size in `vit.SIZES`."""
-    return VideoMAE(vit.SIZES[size], image_size, mask_ratio, loss_decay)
+def create(network: Network) -> VideoMAE:
+    """VideoMAE of 2 frames, or of 16."""
+    return VideoMAE(network)

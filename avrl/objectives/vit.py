@@ -6,6 +6,7 @@ Legend: B samples, C channels, H W pixels, N patches, D embed_dim.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from avrl.torchvision_ops import timm
 
 PATCH_SIZE = 16
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,19 @@ def positions(embed_dim: int, side: int) -> Tensor:
     row, column = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     angles = [axis.flatten().double().unsqueeze(1) * omega for axis in (row, column)]
     return torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], 1).float()
+
+
+def times(embed_dim: int, count: int) -> Tensor:
+    """Fixed 1-D sine-cosine positions (count, embed_dim); zeros where there is only one.
+
+    Source: Vaswani et al. 2017, section 3.5. Added to `positions`, as in Feichtenhofer et al. 2022 (MAE of video),
+    where both are learned.
+    """
+    if count == 1:
+        return torch.zeros(1, embed_dim)
+    omega = 10000 ** -(torch.arange(embed_dim // 2, dtype=torch.float64) / (embed_dim // 2))
+    angles = torch.arange(count).double().unsqueeze(1) * omega
+    return torch.cat([angles.sin(), angles.cos()], 1).float()
 
 
 class Tokens(nn.Module):
@@ -103,6 +118,12 @@ def initialise(module: nn.Module) -> None:
             nn.init.xavier_uniform_(part.weight.view(part.weight.shape[0], -1))
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
+
+
+def initialised(module: M) -> M:
+    """A part that is added to a network whose weights are drawn already."""
+    initialise(module)
+    return module
 
 
 def grid(patches_BND: Tensor, cells: int = 3) -> Tensor:

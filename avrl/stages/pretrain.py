@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from avrl.config import Opt
@@ -11,13 +11,23 @@ from avrl.errors import ConfigError
 from avrl.stage import Built, Inputs, Stage
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from avrl.cache import Cache
+    from avrl.objectives import Network
     from avrl.training import Recipe
 
 
 OBJECTIVES = ("two-stream", "single-stream", "videomae")
+MEANT_FOR = {  # options that are refused with any other objective
+    "decoder": ("two-stream", "single-stream"),
+    "ablate": ("two-stream",),
+    "exchanges": ("two-stream",),
+    "num_frames": ("videomae",),
+    "mask_ratio": ("videomae",),
+}
+MASK_RATIO = {2: 0.75, 16: 0.9}  # the plan's; Tong et al. 2022 (VideoMAE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +39,15 @@ class PretrainConfig:
     )
     size: Annotated[Literal["tiny", "small", "base"], Opt("Encoder: ViT-B/16, ViT-S/16, or tiny for a CPU")] = "base"
     image_size: Annotated[int, Opt("Side of the square input", unit="px")] = 224
+    decoder: Annotated[
+        Literal["bottleneck", "fused"], Opt("Sees frame t's patches and change_emb, or the change's patches too")
+    ] = "bottleneck"
+    ablate: Annotated[
+        Literal["none", "m-only", "p-only", "no-exchange", "early-fusion"],
+        Opt("Two-Stream without a part; p-only cannot know what changes"),
+    ] = "none"
+    exchanges: Annotated[Literal[0, 1, 2, 3], Opt("Stages after which Two-Stream's CLS exchange, 0 to 3")] = 2
+    num_frames: Annotated[Literal[2, 16], Opt("VideoMAE's frames a sample, 2 or 16, a gap apart each")] = 2
     epochs: Annotated[int, Opt("Passes over all episodes")] = 30
     pairs_per_episode: Annotated[int, Opt("Frame pairs of each episode in one epoch")] = 100
     batch_size: Annotated[int, Opt("Global batch, over all GPUs", unit="pairs")] = 24
@@ -38,7 +57,7 @@ class PretrainConfig:
     max_gap: Annotated[int, Opt("Largest gap between the two frames", unit="frames")] = 10
     sample_decay: Annotated[float, Opt("p(gap) is proportional to this^(gap-1)")] = 0.8
     loss_decay: Annotated[float, Opt("A gap's weight in the loss is this^(gap-1)")] = 0.5
-    mask_ratio: Annotated[float, Opt("Share of patches that VideoMAE hides")] = 0.75
+    mask_ratio: Annotated[float, Opt("Share of patches VideoMAE hides; 0: .75, or .9 of 16 frames")] = 0.0
     precision: Annotated[Literal["auto", "fp32", "bf16"], Opt("auto: bf16 where the GPU has it")] = "auto"
     seed: Annotated[int, Opt("Of initial weights, order, gaps and masks")] = 0
     gpus: Annotated[int, Opt("Processes to start here, one a GPU", runtime=True)] = 1
@@ -56,14 +75,47 @@ class PretrainConfig:
         for name in ("sample_decay", "loss_decay"):
             if not 0 < getattr(self, name) <= 1:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)} is not in (0, 1]")
-        if not 0 < self.mask_ratio < 1:
-            raise ConfigError(f"--mask-ratio {self.mask_ratio} is not in (0, 1)")
+        if not 0 <= self.mask_ratio < 1:
+            raise ConfigError(f"--mask-ratio {self.mask_ratio} is not in [0, 1)")
         if self.batch_size % self.gpus:
             raise ConfigError(f"--batch-size {self.batch_size} does not divide among {self.gpus} GPUs")
 
 
+def settled(config: PretrainConfig) -> PretrainConfig:
+    """The config with one spelling for one network; ask again for what is settled and it stays.
+
+    Raises:
+        ConfigError: an option has no meaning for the objective, or for the ablation.
+    """
+    of = config.objective
+    for name, objectives in MEANT_FOR.items():
+        value, default = getattr(config, name), getattr(PretrainConfig, name)
+        if value != default and of not in objectives:
+            flag = f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{flag} {value} has no meaning for {of}", f"leave it at {default}")
+    apart = config.ablate == "no-exchange"
+    if config.ablate != "none" and config.exchanges not in ((0, 2) if apart else (2,)):
+        raise ConfigError(
+            f"--exchanges {config.exchanges} has no meaning with --ablate {config.ablate}", "leave it out"
+        )
+    if config.ablate == "p-only" and config.decoder == "fused":
+        raise ConfigError("--decoder fused has no meaning with --ablate p-only: there is no M to fuse", "leave it out")
+    if apart or config.exchanges == 0:
+        return replace(config, ablate="no-exchange", exchanges=0)
+    if of == "videomae" and not config.mask_ratio:
+        return replace(config, mask_ratio=MASK_RATIO[config.num_frames])
+    return config
+
+
+def network(config: Mapping[str, Any]) -> Network:
+    """The network of a manifest's config; what one of an earlier avrl lacks has its default."""
+    from avrl.objectives import Network
+
+    return Network(**{field.name: config[field.name] for field in fields(Network) if field.name in config})
+
+
 def _slug(config: PretrainConfig, inputs: Inputs) -> str:
-    return f"{config.objective}-{config.size}-{inputs['frames'].manifest.facts['source']}"
+    return f"{network(vars(config)).name}-{config.size}-{inputs['frames'].manifest.facts['source']}"
 
 
 def recipe(config: PretrainConfig) -> Recipe:
@@ -71,17 +123,16 @@ def recipe(config: PretrainConfig) -> Recipe:
     from avrl.pairs import Sampling
     from avrl.training import Recipe
 
-    network: dict[str, Any] = {
-        name: getattr(config, name) for name in ("objective", "size", "image_size", "loss_decay", "mask_ratio", "seed")
-    }
     return Recipe(
-        network=network,
+        network=asdict(network(vars(settled(config)))),
         epochs=config.epochs,
         batch_size=config.batch_size,
         lr=config.lr,
         weight_decay=config.weight_decay,
         warmup_epochs=config.warmup_epochs,
-        sampling=Sampling(config.seed, config.max_gap, config.sample_decay, config.pairs_per_episode),
+        sampling=Sampling(
+            config.seed, config.max_gap, config.sample_decay, config.pairs_per_episode, config.num_frames
+        ),
         precision=config.precision,
         device=config.device,
         threads=config.workers,

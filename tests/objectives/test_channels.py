@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from avrl.objectives.channels import magno, parvo, unit
 
@@ -30,6 +31,16 @@ def test_p_is_sobel_of_standardised_luma_and_the_picture():
     np.testing.assert_allclose(p[1], y / largest, atol=1e-4)
     np.testing.assert_allclose(p[2:], img[0].numpy(), atol=1e-6)
     assert np.sqrt(p[0] ** 2 + p[1] ** 2).max() == pytest.approx(1, abs=1e-4)
+
+
+def test_p_is_what_scipy_makes_of_it():
+    """A second reference, of the whole of P for a batch: its Sobel, its borders."""
+    for img, found in zip(PAIR[:, 0].double().numpy(), parvo(PAIR[:, 0]).numpy(), strict=True):
+        light = np.einsum("c,chw->hw", [0.2126, 0.7152, 0.0722], img)
+        z = ((light - light.mean()) / light.std(ddof=1)).clip(-3, 3)
+        edges = np.stack([ndimage.sobel(z, axis=axis, mode="nearest") for axis in (1, 0)])
+        np.testing.assert_allclose(found[:2], edges / np.hypot(*edges).max(), atol=1e-5)
+        np.testing.assert_allclose(found[2:], img, atol=1e-6)
 
 
 def test_a_flat_picture_gives_no_edges_and_no_nan():

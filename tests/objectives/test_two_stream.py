@@ -45,8 +45,8 @@ def test_two_streams_hear_of_each_other_by_their_cls_tokens_only():
             torch.nn.init.zeros_(part.weight)
             torch.nn.init.zeros_(part.bias)
     img_t, img_tk = unit(batch()[0], SIZE).unbind(1)
-    p = model.streams(img_t, img_tk)[1]
-    assert torch.equal(p, model.streams(img_t, img_tk.flip(0))[1])
+    p = model.streams(img_t, img_tk)["p"]
+    assert torch.equal(p, model.streams(img_t, img_tk.flip(0))["p"])
 
 
 def test_predicted_picture_and_change_emb_have_the_plans_shapes():
