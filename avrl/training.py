@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ import torch
 
 from avrl import checkpoint
 from avrl.artifact import SCRATCH
+from avrl.augment import augment
+from avrl.averaging import adopt, average
 from avrl.curve import Curve
 from avrl.errors import ConfigError
 from avrl.objectives import modules
@@ -54,6 +57,9 @@ class Recipe:
     device: str
     threads: int
     save_minutes: float
+    augment: bool = False
+    ema: float = 0.0
+    accumulate: int = 1
 
 
 def learning_rate(step: int, total: int, warmup: int, peak: float) -> float:
@@ -83,8 +89,9 @@ def train(out: Path, frames: Path, recipe: Recipe) -> dict[str, Any]:
 
     accelerator = Accelerator(cpu=recipe.device == "cpu", mixed_precision=_precision(recipe))
     world, rank = accelerator.num_processes, accelerator.process_index
-    if recipe.batch_size % world:
-        raise ConfigError(f"--batch-size {recipe.batch_size} does not divide among {world} processes")
+    if recipe.batch_size % (world * recipe.accumulate):
+        parts = f" x --accumulate {recipe.accumulate}" if recipe.accumulate > 1 else ""
+        raise ConfigError(f"--batch-size {recipe.batch_size} does not divide among {world} processes{parts}")
     pairs = Pairs(opened(frames, recipe.threads), recipe.sampling, recipe.batch_size)
     learner = _Learner(recipe, accelerator, out / SCRATCH / "snapshots")
     total = recipe.epochs * pairs.steps_per_epoch
@@ -97,7 +104,7 @@ def train(out: Path, frames: Path, recipe: Recipe) -> dict[str, Any]:
             lr = learning_rate(step, total, warmup, recipe.lr)
             losses = learner.losses(batch)
             asked_to_stop = agree(accelerator, losses["loss"], stop, step)
-            curve.add(step, losses, learner.move(losses["loss"], lr), lr, accelerator)
+            curve.add(step, losses, learner.move(step, lr), lr, accelerator)
             bar.update()
             due = told_by_first(accelerator, time.monotonic() - saved > 60 * recipe.save_minutes)
             if (asked_to_stop or due) and step + 1 < total:
@@ -107,6 +114,7 @@ def train(out: Path, frames: Path, recipe: Recipe) -> dict[str, Any]:
                     raise Stopped(128 + asked_to_stop)
     if rank == 0:
         curve.write(out / "log.parquet")
+        learner.settle()
         checkpoint.save(out, learner.objective, recipe.network)
     accelerator.wait_for_everyone()
     seconds = time.monotonic() - begun
@@ -125,7 +133,7 @@ class _Learner:
     """Weights, optimizer and the device they are on; goes on from the newest good snapshot."""
 
     def __init__(self, recipe: Recipe, accelerator: Accelerator, snapshots: Path) -> None:
-        self.accelerator, self.snapshots = accelerator, snapshots
+        self.recipe, self.accelerator, self.snapshots = recipe, accelerator, snapshots
         self.objective = checkpoint.build(recipe.network)
         modules(self.objective).to(accelerator.device)
         self.optimizer = torch.optim.AdamW(_groups(self.objective, recipe.weight_decay), lr=recipe.lr, betas=BETAS)
@@ -133,21 +141,41 @@ class _Learner:
         self.model, self.wrapped = accelerator.prepare(modules(self.objective), self.optimizer)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Forward pass; the wrapped module's ``forward`` is the only loss path there is."""
+        """Forward and backward, part by part; the mean over the parts. Ranks exchange gradients once, at the last."""
+        parts = batch.parts(self.recipe.accumulate)
+        found = []
+        for part in parts:
+            with nullcontext() if part is parts[-1] else self.accelerator.no_sync(self.model):
+                losses = self._forward(part)
+                self.accelerator.backward(losses["loss"] / len(parts))
+            found.append(losses)
+        return {name: torch.stack([one[name].detach() for one in found]).mean() for name in found[0]}
+
+    def _forward(self, part: Batch) -> dict[str, Tensor]:
+        """Losses of a part; the wrapped module's ``forward`` is the only loss path there is."""
         to = self.accelerator.device
+        frames_BTHWC = part.frames_BTHWC.to(to)
+        if self.recipe.augment:
+            frames_BTHWC = augment(frames_BTHWC, part.seed_B)
         with self.accelerator.autocast():
-            found: dict[str, Tensor] = self.model(batch.frames_BTHWC.to(to), batch.gap_B.to(to), batch.seed_B.to(to))
+            found: dict[str, Tensor] = self.model(frames_BTHWC, part.gap_B.to(to), part.seed_B.to(to))
         return found
 
-    def move(self, loss: Tensor, lr: float) -> Tensor:
-        """Backward pass and step; returns the norm of the gradient before clipping."""
+    def move(self, step: int, lr: float) -> Tensor:
+        """Step along the gradients; returns their norm before clipping."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self.accelerator.backward(loss)
         norm: Tensor = self.accelerator.clip_grad_norm_(self.model.parameters(), CLIP)
         self.wrapped.step()
         self.wrapped.zero_grad()
+        if self.recipe.ema:
+            average(self.optimizer, self.recipe.ema, step)
         return norm
+
+    def settle(self) -> None:
+        """Put the weights to publish into the network, after the last step."""
+        if self.recipe.ema:
+            adopt(self.optimizer)
 
     def save(self, snapshot: Snapshot) -> None:
         """Publish a snapshot; the other ranks wait for the first."""
@@ -161,6 +189,7 @@ class _Learner:
         return {
             "parameters": sum(one.numel() for one in modules(self.objective).parameters()),
             "baseline": self.objective.baseline,
+            "weights": f"running mean, decay {self.recipe.ema}" if self.recipe.ema else "last step",
             "device": torch.cuda.get_device_name() if on_gpu else "cpu",
             "processes": self.accelerator.num_processes,
             "arithmetic": _arithmetic(self.accelerator),
