@@ -37,12 +37,17 @@ class Batch:
     Attributes:
         frames_BTHWC: uint8 0..255.
         gap_B: int64, frames of the store from one to the next.
-        seed_B: int64, the sample's own source of randomness (masks); the same on any number of ranks.
+        seed_B: int64, the sample's own source of randomness (masks, augmentation); the same on any number of ranks.
     """
 
     frames_BTHWC: Tensor
     gap_B: Tensor
     seed_B: Tensor
+
+    def parts(self, count: int) -> list[Batch]:
+        """The batch in so many equal parts, in order; count divides B."""
+        split = (one.chunk(count) for one in (self.frames_BTHWC, self.gap_B, self.seed_B))
+        return [Batch(*one) for one in zip(*split, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -52,8 +57,9 @@ class Sampling:
     Attributes:
         seed: Of order and draws.
         max_gap: Largest gap, frames.
-        sample_decay: p(gap) is proportional to sample_decay^(gap-1), among the gaps that fit the episode.
+        sample_decay: Ratio of ``gaps="ratio"``, (0, 1].
         pairs_per_episode: Pairs of each episode in one epoch.
+        gaps: Shape of p(gap), see `shares`.
         num_frames: Frames of a sample, each a gap after the one before it.
     """
 
@@ -61,7 +67,23 @@ class Sampling:
     max_gap: int
     sample_decay: float
     pairs_per_episode: int
+    gaps: str = "ratio"
     num_frames: int = 2
+
+    def shares(self) -> np.ndarray:
+        """What p(gap) is proportional to for gaps 1..max_gap (K,), among those that fit an episode.
+
+        ``ratio``: sample_decay^(gap-1), the plan's. ``uniform``: 1. ``triangular``: its peak is c = max_gap / 2,
+        max(1 - |gap - c| / c, .01), so that the largest gap is still seen. Source: the public attempt's last choice
+        (its centre 30 of 60), facts/accidents.md, section 2.
+        """
+        gap = np.arange(1, self.max_gap + 1)
+        if self.gaps == "uniform":
+            return np.ones(self.max_gap)
+        shares: np.ndarray = self.sample_decay ** (gap - 1)
+        if self.gaps == "triangular":
+            shares = np.maximum(1 - np.abs(2 * gap / self.max_gap - 1), 0.01)
+        return shares
 
 
 class Pairs:
@@ -82,6 +104,7 @@ class Pairs:
             raise ConfigError(f"no episode has {sampling.num_frames} frames, which is one sample", "see avrl prep")
         self.store, self.sampling, self.batch_size = store, sampling, batch_size
         self._steps = sampling.num_frames - 1  # gaps from the first frame of a sample to its last
+        self._sums = np.cumsum(sampling.shares())
         self._first = usable["dataset_from_index"].to_numpy()
         self._length = usable["length"].to_numpy()
         self.indices = len(usable) * sampling.pairs_per_episode
@@ -115,10 +138,9 @@ class Pairs:
 
     def _gap(self, u_B: np.ndarray, length_B: np.ndarray) -> np.ndarray:
         """Inverse of the distribution's sum, cut at the longest gap that fits each episode."""
-        decay, longest = self.sampling.sample_decay, np.minimum(self.sampling.max_gap, (length_B - 1) // self._steps)
-        sums = np.cumsum(decay ** np.arange(self.sampling.max_gap))
-        target = u_B * sums[longest - 1]
-        gap: np.ndarray = np.minimum(np.searchsorted(sums, target, side="right") + 1, longest)
+        longest = np.minimum(self.sampling.max_gap, (length_B - 1) // self._steps)
+        target = u_B * self._sums[longest - 1]
+        gap: np.ndarray = np.minimum(np.searchsorted(self._sums, target, side="right") + 1, longest)
         return gap.astype(np.int64)
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> Batch:

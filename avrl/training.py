@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ import torch
 
 from avrl import checkpoint
 from avrl.artifact import SCRATCH
+from avrl.augment import augment
+from avrl.averaging import adopt, average
 from avrl.cost import cost, sentence
 from avrl.curve import Curve
 from avrl.errors import ConfigError
@@ -58,6 +61,9 @@ class Recipe:
     device: str
     threads: int
     save_minutes: float
+    augment: bool = False
+    ema: float = 0.0
+    accumulate: int = 1
 
 
 def learning_rate(step: int, total: int, warmup: int, peak: float) -> float:
@@ -87,9 +93,7 @@ def train(out: Path, frames: Path, recipe: Recipe) -> dict[str, Any]:
 
     accelerator = Accelerator(cpu=recipe.device == "cpu", mixed_precision=_precision(recipe))
     world, rank = accelerator.num_processes, accelerator.process_index
-    if recipe.batch_size % world:
-        raise ConfigError(f"--batch-size {recipe.batch_size} does not divide among {world} processes")
-    pairs = Pairs(opened(frames, recipe.threads), recipe.sampling, recipe.batch_size)
+    pairs = _pairs(frames, recipe, world)
     network = Network(**recipe.network)
     if rank == 0:
         log.info("%s", sentence(network, cost(network)))
@@ -104,7 +108,7 @@ def train(out: Path, frames: Path, recipe: Recipe) -> dict[str, Any]:
             lr = learning_rate(step, total, warmup, recipe.lr)
             losses = learner.losses(batch)
             asked_to_stop = agree(accelerator, losses["loss"], stop, step)
-            curve.add(step, losses, learner.move(losses["loss"], lr), lr, accelerator)
+            curve.add(step, losses, learner.move(step, lr), lr, accelerator)
             bar.update()
             due = told_by_first(accelerator, time.monotonic() - saved > 60 * recipe.save_minutes)
             if (asked_to_stop or due) and step + 1 < total:
@@ -114,6 +118,7 @@ def train(out: Path, frames: Path, recipe: Recipe) -> dict[str, Any]:
                     raise Stopped(128 + asked_to_stop)
     if rank == 0:
         curve.write(out / "log.parquet")
+        learner.settle()
         checkpoint.save(out, learner.objective, recipe.network)
     accelerator.wait_for_everyone()
     seconds = time.monotonic() - begun
@@ -129,11 +134,18 @@ def train(out: Path, frames: Path, recipe: Recipe) -> dict[str, Any]:
     }
 
 
+def _pairs(frames: Path, recipe: Recipe, world: int) -> Pairs:
+    if recipe.batch_size % (world * recipe.accumulate):
+        parts = f" x --accumulate {recipe.accumulate}" if recipe.accumulate > 1 else ""
+        raise ConfigError(f"--batch-size {recipe.batch_size} does not divide among {world} processes{parts}")
+    return Pairs(opened(frames, recipe.threads), recipe.sampling, recipe.batch_size)
+
+
 class _Learner:
     """Weights, optimizer and the device they are on; goes on from the newest good snapshot."""
 
     def __init__(self, recipe: Recipe, accelerator: Accelerator, snapshots: Path) -> None:
-        self.accelerator, self.snapshots = accelerator, snapshots
+        self.recipe, self.accelerator, self.snapshots = recipe, accelerator, snapshots
         self.objective = checkpoint.build(recipe.network)
         modules(self.objective).to(accelerator.device)
         self.optimizer = torch.optim.AdamW(_groups(self.objective, recipe.weight_decay), lr=recipe.lr, betas=BETAS)
@@ -141,21 +153,41 @@ class _Learner:
         self.model, self.wrapped = accelerator.prepare(modules(self.objective), self.optimizer)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Forward pass; the wrapped module's ``forward`` is the only loss path there is."""
+        """Forward and backward, part by part; the mean over the parts. Ranks exchange gradients once, at the last."""
+        parts = batch.parts(self.recipe.accumulate)
+        found = []
+        for part in parts:
+            with nullcontext() if part is parts[-1] else self.accelerator.no_sync(self.model):
+                losses = self._forward(part)
+                self.accelerator.backward(losses["loss"] / len(parts))
+            found.append(losses)
+        return {name: torch.stack([one[name].detach() for one in found]).mean() for name in found[0]}
+
+    def _forward(self, part: Batch) -> dict[str, Tensor]:
+        """Losses of a part; the wrapped module's ``forward`` is the only loss path there is."""
         to = self.accelerator.device
+        frames_BTHWC = part.frames_BTHWC.to(to)
+        if self.recipe.augment:
+            frames_BTHWC = augment(frames_BTHWC, part.seed_B)
         with self.accelerator.autocast():
-            found: dict[str, Tensor] = self.model(batch.frames_BTHWC.to(to), batch.gap_B.to(to), batch.seed_B.to(to))
+            found: dict[str, Tensor] = self.model(frames_BTHWC, part.gap_B.to(to), part.seed_B.to(to))
         return found
 
-    def move(self, loss: Tensor, lr: float) -> Tensor:
-        """Backward pass and step; returns the norm of the gradient before clipping."""
+    def move(self, step: int, lr: float) -> Tensor:
+        """Step along the gradients; returns their norm before clipping."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self.accelerator.backward(loss)
         norm: Tensor = self.accelerator.clip_grad_norm_(self.model.parameters(), CLIP)
         self.wrapped.step()
         self.wrapped.zero_grad()
+        if self.recipe.ema:
+            average(self.optimizer, self.recipe.ema, step)
         return norm
+
+    def settle(self) -> None:
+        """Put the weights to publish into the network, after the last step."""
+        if self.recipe.ema:
+            adopt(self.optimizer)
 
     def save(self, snapshot: Snapshot) -> None:
         """Publish a snapshot; the other ranks wait for the first."""
@@ -168,6 +200,7 @@ class _Learner:
         on_gpu = self.accelerator.device.type == "cuda"
         return {
             "baseline": self.objective.baseline,
+            "weights": f"running mean, decay {self.recipe.ema}" if self.recipe.ema else "last step",
             "device": torch.cuda.get_device_name() if on_gpu else "cpu",
             "processes": self.accelerator.num_processes,
             "arithmetic": _arithmetic(self.accelerator),

@@ -31,13 +31,13 @@ LAYERS = {
         avrl.stages avrl.stages.fetch avrl.stages.prep avrl.stages.pretrain avrl.stages.probe avrl.stages.report
     """,
     "hops": """
-        avrl.checkpoint avrl.cost avrl.curve avrl.ranks avrl.training
+        avrl.averaging avrl.checkpoint avrl.cost avrl.curve avrl.ranks avrl.training
         avrl.features avrl.probing
         avrl.comparison avrl.tables avrl.verdicts avrl.answers avrl.pictures avrl.typeset avrl.page avrl.report
     """,
     "nouns": """
-        avrl.episodes avrl.frames avrl.plan avrl.packing avrl.workers avrl.labels avrl.pairs avrl.store avrl.codec
-        avrl.video avrl.stills avrl.claims avrl.lerobot avrl.pickles
+        avrl.episodes avrl.frames avrl.plan avrl.packing avrl.workers avrl.labels avrl.pairs avrl.augment avrl.store
+        avrl.codec avrl.video avrl.stills avrl.claims avrl.lerobot avrl.pickles
         avrl.http avrl.server avrl.s3 avrl.mirror avrl.zips avrl.remotezip avrl.members avrl.locks avrl.remotestore
         avrl.addresses
         avrl.tfrecord avrl.intervals avrl.outcome avrl.torchvision_ops
@@ -58,7 +58,18 @@ SPINE = LAYERS["spine"].split()
 SCRIPTS = {"avrl.sample.containers", "avrl.sample.render"}
 
 # What pretraining is made of, and what knows actions. The scientific claim hangs on these two lines.
-ACTION_FREE = ("pairs", "augment", "objectives", "encoders", "checkpoint", "cost", "training", "curve", "ranks")
+ACTION_FREE = (
+    "pairs",
+    "augment",
+    "objectives",
+    "encoders",
+    "checkpoint",
+    "training",
+    "curve",
+    "ranks",
+    "averaging",
+    "cost",
+)
 KNOWS_ACTIONS = ("labels", "outcome", "probes", "probing", "sources")
 
 HEAVY = {"torch", "torchvision", "timm", "zarr", "boto3", "polars", "numpy"}

@@ -51,6 +51,39 @@ def test_gaps_follow_the_asked_ratio_between_neighbours(tmp_path):
     assert share == pytest.approx(np.array([8, 4, 2, 1]) / 15, abs=0.015)
 
 
+TRIANGLE = {6: [1, 2, 3, 2, 1, 0.03], 5: [0.4, 0.8, 0.8, 0.4, 0.01], 1: [1]}  # max_gap -> shares
+
+
+@pytest.mark.parametrize(("gaps", "max_gap"), [("ratio", 6), ("uniform", 6), *(("triangular", k) for k in TRIANGLE)])
+@pytest.mark.parametrize("length", [2, 3, 5, 40])
+def test_gaps_follow_the_asked_shape_among_those_that_fit(tmp_path, gaps, max_gap, length):
+    """Chi-square: 20 for at most 5 degrees of freedom is chance in one of 800 runs; the seed makes it one run."""
+    pairs = Pairs(FrameStore(frame_store(tmp_path, [length])), Sampling(1, max_gap, 0.7, 20_000, gaps), 20_000)
+    shape = {"ratio": 0.7 ** np.arange(6), "uniform": np.ones(6), "triangular": TRIANGLE.get(max_gap)}[gaps]
+    wanted = np.array(shape[: length - 1]) / sum(shape[: length - 1]) * 20_000
+    counts = np.bincount(pairs.draw(0)[1], minlength=len(wanted) + 1)
+    assert counts[0] == 0
+    assert len(counts) == len(wanted) + 1
+    assert ((counts[1:] - wanted) ** 2 / wanted).sum() < 20
+
+
+@pytest.mark.parametrize("gaps", ["ratio", "uniform", "triangular"])
+def test_a_gap_depends_on_seed_epoch_and_index_alone(store, gaps):
+    """Not on the batch that it is drawn in, nor on what was drawn before."""
+    sampling = Sampling(3, 6, 0.8, 50, gaps)
+    whole, few = Pairs(store, sampling, 100), Pairs(store, sampling, 10)
+    straight = np.concatenate([few.draw(step) for step in range(40)], axis=1)
+    back = np.concatenate([whole.draw(step) for step in (3, 2, 1, 0)][::-1], axis=1)
+    assert np.array_equal(straight, back)
+    assert not np.array_equal(straight[1, :200], straight[1, 200:])
+
+
+def test_the_plans_gaps_are_what_they_always_were(store):
+    """Other gaps would be another checkpoint: the stage would need a new version."""
+    pairs = Pairs(store, SAMPLING, 20)
+    assert pairs.draw(4)[1].tolist() == [4, 1, 1, 3, 1, 1, 1, 1, 4, 2, 2, 1, 1, 1, 4, 1, 1, 1, 3, 1]
+
+
 def test_starts_are_uniform_over_what_the_gap_leaves(tmp_path):
     pairs = Pairs(FrameStore(frame_store(tmp_path, [6])), Sampling(0, 2, 1.0, 10_000), 1000)
     rows, gaps = zip(*(pairs.draw(step)[:2] for step in range(10)), strict=True)

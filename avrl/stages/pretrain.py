@@ -54,13 +54,20 @@ class PretrainConfig:
     lr: Annotated[float, Opt("Peak learning rate of AdamW")] = 1e-4
     weight_decay: Annotated[float, Opt("Weight decay of matrices")] = 0.05
     warmup_epochs: Annotated[float, Opt("Linear warm-up before the cosine", unit="epochs")] = 1.0
+    gaps: Annotated[
+        Literal["ratio", "uniform", "triangular"],
+        Opt("Shape of p(gap): falling by --sample-decay, flat, or highest at half of --max-gap"),
+    ] = "ratio"
     max_gap: Annotated[int, Opt("Largest gap between the two frames", unit="frames")] = 10
-    sample_decay: Annotated[float, Opt("p(gap) is proportional to this^(gap-1)")] = 0.8
+    sample_decay: Annotated[float, Opt("With --gaps ratio, p(gap) is proportional to this^(gap-1)")] = 0.8
     loss_decay: Annotated[float, Opt("A gap's weight in the loss is this^(gap-1)")] = 0.5
     mask_ratio: Annotated[float, Opt("Share of patches VideoMAE hides; 0: .75, or .9 of 16 frames")] = 0.0
+    augment: Annotated[bool, Opt("One random crop, flip and change of colours for both frames of a pair")] = False
+    ema: Annotated[float, Opt("Keep a running mean of the weights, of this decay, instead of the last; 0: off")] = 0.0
     precision: Annotated[Literal["auto", "fp32", "bf16"], Opt("auto: bf16 where the GPU has it")] = "auto"
-    seed: Annotated[int, Opt("Of initial weights, order, gaps and masks")] = 0
+    seed: Annotated[int, Opt("Of initial weights, order, gaps, masks and augmentation")] = 0
     gpus: Annotated[int, Opt("Processes to start here, one a GPU", runtime=True)] = 1
+    accumulate: Annotated[int, Opt("Parts that a GPU's share of a batch is worked off in", runtime=True)] = 1
     device: Annotated[Literal["auto", "cpu"], Opt("auto: a GPU if there is one", runtime=True)] = "auto"
     workers: Annotated[int, Opt("Decoder threads a process", runtime=True)] = 2
     frames_cap: Annotated[float, Opt("Disk for frames that lie on S3; 0: all but 1 GB", unit="GB", runtime=True)] = 0.0
@@ -69,7 +76,7 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         if self.image_size < 16 or self.image_size % 16:
             raise ConfigError(f"--image-size {self.image_size} is not a multiple of 16 px", "try 224")
-        for name in ("epochs", "pairs_per_episode", "batch_size", "max_gap", "gpus", "workers"):
+        for name in ("epochs", "pairs_per_episode", "batch_size", "max_gap", "gpus", "accumulate", "workers"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)} is less than 1")
         for name in ("sample_decay", "loss_decay"):
@@ -77,8 +84,13 @@ class PretrainConfig:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)} is not in (0, 1]")
         if not 0 <= self.mask_ratio < 1:
             raise ConfigError(f"--mask-ratio {self.mask_ratio} is not in [0, 1)")
-        if self.batch_size % self.gpus:
-            raise ConfigError(f"--batch-size {self.batch_size} does not divide among {self.gpus} GPUs")
+        if self.gaps != "ratio" and self.sample_decay != PretrainConfig.sample_decay:
+            raise ConfigError(f"--sample-decay {self.sample_decay} has no part in --gaps {self.gaps}", "leave it out")
+        if not 0 <= self.ema < 1:
+            raise ConfigError(f"--ema {self.ema} is not in [0, 1)", "0 is off, .999 a usual decay")
+        if self.batch_size % (self.gpus * self.accumulate):
+            parts = f" x --accumulate {self.accumulate}" if self.accumulate > 1 else ""
+            raise ConfigError(f"--batch-size {self.batch_size} does not divide among {self.gpus} GPUs{parts}")
 
 
 def settled(config: PretrainConfig) -> PretrainConfig:
@@ -131,12 +143,20 @@ def recipe(config: PretrainConfig) -> Recipe:
         weight_decay=config.weight_decay,
         warmup_epochs=config.warmup_epochs,
         sampling=Sampling(
-            config.seed, config.max_gap, config.sample_decay, config.pairs_per_episode, config.num_frames
+            config.seed,
+            config.max_gap,
+            config.sample_decay,
+            config.pairs_per_episode,
+            gaps=config.gaps,
+            num_frames=config.num_frames,
         ),
         precision=config.precision,
         device=config.device,
         threads=config.workers,
         save_minutes=config.save_minutes,
+        augment=config.augment,
+        ema=config.ema,
+        accumulate=config.accumulate,
     )
 
 
