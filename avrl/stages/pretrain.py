@@ -46,6 +46,15 @@ class PretrainConfig:
     workers: Annotated[int, Opt("Decoder threads a process", runtime=True)] = 2
     frames_cap: Annotated[float, Opt("Disk for frames that lie on S3; 0: all but 1 GB", unit="GB", runtime=True)] = 0.0
     save_minutes: Annotated[float, Opt("Between snapshots", unit="minutes", runtime=True)] = 10.0
+    look_every: Annotated[
+        int, Opt("Between pictures and meters of held-out pairs; 0: 20 a run", unit="steps", runtime=True)
+    ] = 0
+    probe_every: Annotated[
+        int, Opt("Between probes of held-out motion, no labels; 0: none", unit="steps", runtime=True)
+    ] = 0
+    tracker: Annotated[
+        Literal["none", "tensorboard", "wandb", "trackio"], Opt("Where the log goes as well", runtime=True)
+    ] = "none"
 
     def __post_init__(self) -> None:
         if self.image_size < 16 or self.image_size % 16:
@@ -53,6 +62,9 @@ class PretrainConfig:
         for name in ("epochs", "pairs_per_episode", "batch_size", "max_gap", "gpus", "workers"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)} is less than 1")
+        for name in ("look_every", "probe_every"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)} is less than 0")
         for name in ("sample_decay", "loss_decay"):
             if not 0 < getattr(self, name) <= 1:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)} is not in (0, 1]")
@@ -86,20 +98,25 @@ def recipe(config: PretrainConfig) -> Recipe:
         device=config.device,
         threads=config.workers,
         save_minutes=config.save_minutes,
+        look_every=config.look_every,
+        probe_every=config.probe_every,
+        tracker=config.tracker,
     )
 
 
 def _build(config: PretrainConfig, inputs: Inputs, out: Path) -> Built:
     from avrl.ranks import launch, rank_of_job
+    from avrl.trackers import require
     from avrl.training import train
 
+    require(config.tracker)
     frames = inputs["frames"].root
     if rank_of_job() is None and config.gpus > 1:
         return Built(launch(train, out, config.gpus, frames, recipe(config)))
     return Built(train(out, frames, recipe(config)))
 
 
-STAGE = Stage(name="checkpoints", version=2, config=PretrainConfig, slug=_slug, build=_build)
+STAGE = Stage(name="checkpoints", version=3, config=PretrainConfig, slug=_slug, build=_build)
 
 
 def follow(config: PretrainConfig, inputs: Inputs, cache: Cache) -> bool:
