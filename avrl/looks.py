@@ -42,7 +42,7 @@ PASS = 16  # pairs in one forward pass: less memory than a training step takes
 SHOWN = 4  # pairs in a picture
 BRIGHTER = 4  # times: an error of a tenth would hardly be seen
 MARGIN, HEADER = 4, 14  # px
-FIT, TEST = 8 * PAIRS, 4 * PAIRS  # pairs of the probe, on episodes of training and on held-out ones
+FITTED, FIT, TEST = 64, 512, 256  # episodes and pairs of training that the probe is fitted on; held-out pairs
 CELLS = 3  # of the picture, each way: the target of the probe and its readout (``grid``)
 DARK = (1 / 255) ** 2  # squared level: below it, a difference is the JPEG's noise, whose logarithm means nothing
 
@@ -104,19 +104,19 @@ class Looks:
 
     @torch.no_grad()
     def probe(self) -> float:
-        """How well a linear readout tells where pixels change: R2 on held-out episodes, mean over `CELLS`^2 cells.
+        """How well a linear readout tells where pixels change: R2 on held-out episodes, pooled over `CELLS`^2 cells.
 
-        The target is made of the pair's own pixels (`motion`); it is fitted on episodes of training, a quarter of
-        whose pairs chooses the strength of the ridge.
+        The target is made of the pair's own pixels (`motion`). The readout is fitted on episodes of training, of which
+        one in four chooses the strength of the ridge. Pooled, for a cell that hardly moves would drown the others.
         """
-        every = max(1, len(self.training) // len(self.held_out))
-        z, y = self._read(self.training.gather_every(every).head(len(self.held_out)), FIT)
+        known = self.training.gather_every(max(1, len(self.training) // FITTED)).head(FITTED)
+        choosing = [row % 4 == 3 for row in range(len(known))]
+        z_valid, y_valid = self._read(known.filter(choosing), FIT // 4)
+        z, y = self._read(known.filter([not one for one in choosing]), FIT - FIT // 4)
         z_test, y_test = self._read(self.held_out, TEST)
-        cut = 3 * len(z) // 4
         path = RidgePath(z, y)
-        weight = path.weights(choose_alpha(z[:cut], y[:cut], z[cut:], y[cut:]))
-        left = (path.predict(z_test, weight) - y_test).square().mean(0)
-        return float((1 - left / y_test.var(0, unbiased=False)).mean())
+        error = (path.predict(z_test, path.weights(choose_alpha(z, y, z_valid, y_valid))) - y_test).square().mean(0)
+        return 1 - float(error.sum() / y_test.var(0, unbiased=False).sum())
 
     def _read(self, episodes: pl.DataFrame, number: int) -> tuple[Tensor, Tensor]:
         """Features (N, D) and targets (N, K) of so many pairs, float64 on the CPU."""

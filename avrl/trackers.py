@@ -6,6 +6,7 @@ dropped; one that raises is left alone from there on. Each is told in one warnin
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import logging
 import math
@@ -119,11 +120,10 @@ class Sink:
 
     def close(self) -> None:
         """Wait a little for what is still in the queue."""
-        try:
-            self._rows.put(None, timeout=PATIENCE_S)
-        except queue.Full:
-            return
-        self._thread.join(PATIENCE_S)
+        if self._thread.is_alive():
+            with contextlib.suppress(queue.Full):
+                self._rows.put(None, timeout=PATIENCE_S)
+                self._thread.join(PATIENCE_S)
         if self._thread.is_alive():
             log.warning("tracker %s has not finished after %.0f s: left behind", self._name, PATIENCE_S)
 
