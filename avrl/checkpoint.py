@@ -71,7 +71,7 @@ class Snapshot:
     """A point to go on from: the next global step and the log rows so far."""
 
     step: int
-    rows: list[dict[str, float]]
+    rows: list[dict[str, float | None]]
     window: list[float]
 
 

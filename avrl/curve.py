@@ -1,5 +1,7 @@
 """The training curve: ``log.parquet``, one row a window of steps, and the progress line on a terminal.
 
+`avrl.watch` writes each row down as it comes and adds what it finds on held-out pairs.
+
 Rows hold nothing that a clock decides, so that a resumed run writes the same file as an undisturbed one.
 """
 
@@ -19,6 +21,13 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import Tensor
 
+Row = dict[str, float | None]
+
+COLUMNS = ("step", "epoch", "samples", "loss", "skill", "lr", "grad_norm")
+FOUND = (  # by `avrl.watch`, now and then
+    *("held_out_skill", "rank_cls", "cosine_cls", "std_cls", "rank_patches", "cosine_patches", "std_patches"),
+    "probe_r2",
+)
 ROWS = 1000  # of a run, whatever its length: a row is the mean over a window of steps
 
 
@@ -35,7 +44,7 @@ class Curve:
     def __init__(self, total: int, steps_per_epoch: int, batch_size: int, found: Snapshot | None) -> None:
         self.total, self.steps_per_epoch, self.batch_size = total, steps_per_epoch, batch_size
         self.window = max(1, math.ceil(total / ROWS))
-        self.rows: list[dict[str, float]] = list(found.rows) if found else []
+        self.rows: list[Row] = list(found.rows) if found else []
         self._sums: Tensor | None = torch.tensor(found.window, dtype=torch.float64) if found and found.window else None
         self._bar: Any = None
 
@@ -44,30 +53,27 @@ class Curve:
         self._bar = bar("pretrain", self.total, "step", initial=first, hidden=rank > 0)
         return self._bar
 
-    def add(self, step: int, losses: dict[str, Tensor], norm: Tensor, lr: float, accelerator: Accelerator) -> None:
-        """Count a step; at the end of a window all ranks' means become a row."""
+    def add(
+        self, step: int, losses: dict[str, Tensor], norm: Tensor, lr: float, accelerator: Accelerator
+    ) -> Row | None:
+        """Count a step; at the end of a window all ranks' means become a row, which is returned."""
         values = torch.stack([losses["loss"], losses["error"], losses["reference"], norm]).detach().double().cpu()
         self._sums = values if self._sums is None else self._sums + values
         done = step + 1
         if done % self.window and done != self.total:
-            return
+            return None
         sums = accelerator.reduce(self._sums.to(accelerator.device), "mean").tolist()
         count = self.window if done % self.window == 0 else done % self.window
         loss, error, reference, grad_norm = (value / count for value in sums)
         self._sums = None
-        row = {
-            "step": done,
-            "epoch": done / self.steps_per_epoch,
-            "samples": done * self.batch_size,
-            "loss": loss,
-            "skill": 1 - error / reference if reference > 0 else math.nan,
-            "lr": lr,
-            "grad_norm": grad_norm,
-        }
+        skill = 1 - error / reference if reference > 0 else math.nan
+        known = (done, done / self.steps_per_epoch, done * self.batch_size, loss, skill, lr, grad_norm)
+        row: Row = {**dict(zip(COLUMNS, known, strict=True)), **dict.fromkeys(FOUND)}
         self.rows.append(row)
         if self._bar is not None:
             rate = (self._bar.format_dict.get("rate") or 0) * self.batch_size
-            self._bar.set_postfix_str(f"loss {loss:.5f}, skill {row['skill']:.3f}, {rate:.0f} samples/s", refresh=False)
+            self._bar.set_postfix_str(f"loss {loss:.5f}, skill {skill:.3f}, {rate:.0f} samples/s", refresh=False)
+        return row
 
     def snapshot(self, step: int, accelerator: Accelerator) -> Snapshot:
         """The state of the log after so many steps, the same on every rank from here on."""
@@ -79,4 +85,5 @@ class Curve:
         """Write ``log.parquet``: one row a window."""
         import polars as pl
 
-        pl.DataFrame(self.rows).write_parquet(path)
+        kinds = {name: pl.Int64 if name in ("step", "samples") else pl.Float64 for name in (*COLUMNS, *FOUND)}
+        pl.DataFrame(self.rows, schema=kinds).write_parquet(path)

@@ -9,6 +9,7 @@ Legend: B samples, T=2 frames (t, t+gap) or more a gap apart each, H W pixels, C
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -23,11 +24,15 @@ from avrl.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import polars as pl
     from torch import Tensor
 
     from avrl.store import FrameStore
 
 GAP_DRAW, START_DRAW, MASK_DRAW = 1, 2, 3  # independent streams of random numbers
+HELD_OUT = 20  # one episode in so many is held out, but no more than
+MOST_HELD_OUT = 64  # as more would only take data away from training
+LEAST_HELD_OUT = 2  # a store that gives fewer holds none out
 
 
 @dataclass(frozen=True)
@@ -93,13 +98,17 @@ class Pairs:
         store: Frames to draw from; episodes that are shorter than a sample at gap 1 are left out.
         sampling: How.
         batch_size: Global batch, over all ranks.
+        episodes: Rows of the store's episodes to draw from; if not given, all that are not held out.
 
     Raises:
         ConfigError: fewer pairs in an epoch than one batch takes, or no episode long enough for one.
     """
 
-    def __init__(self, store: FrameStore, sampling: Sampling, batch_size: int) -> None:
-        usable = store.episodes.filter(store.episodes["length"] >= sampling.num_frames)
+    def __init__(
+        self, store: FrameStore, sampling: Sampling, batch_size: int, episodes: pl.DataFrame | None = None
+    ) -> None:
+        episodes = parted(store.episodes)[0] if episodes is None else episodes
+        usable = episodes.filter(episodes["length"] >= sampling.num_frames)
         if not len(usable):
             raise ConfigError(f"no episode has {sampling.num_frames} frames, which is one sample", "see avrl prep")
         self.store, self.sampling, self.batch_size = store, sampling, batch_size
@@ -178,6 +187,20 @@ class Pairs:
                 current = ahead.popleft().result()
                 ahead.extend(itertools.islice(jobs, 1))
                 yield current
+
+
+def parted(episodes: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The episodes to train on, and the few held out: one in `HELD_OUT`, at most `MOST_HELD_OUT`, in the store's order.
+
+    Which ones hangs on their names alone, so every objective, seed and size is looked at on the same episodes, and
+    none of them has ever drawn these. A store of fewer than 40 episodes holds none out.
+    """
+    number = min(len(episodes) // HELD_OUT, MOST_HELD_OUT)
+    names = episodes["episode_id"].to_list()
+    digests = [hashlib.sha256(name.encode()).digest() for name in names]
+    chosen = set(sorted(digests)[: number if number >= LEAST_HELD_OUT else 0])
+    aside = [digest in chosen for digest in digests]
+    return episodes.filter([not one for one in aside]), episodes.filter(aside)
 
 
 def hashed(seed: int, epoch: int, index_N: np.ndarray, stream: int) -> np.ndarray:

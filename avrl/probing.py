@@ -20,7 +20,8 @@ import torch
 from avrl import labels
 from avrl.errors import ConfigError
 from avrl.outcome import Split, Test, rank
-from avrl.probes.ridge import Ridge, choose_alpha
+from avrl.probes.ridge import Ridge
+from avrl.ridge import choose_alpha
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -26,6 +26,7 @@ from avrl.objectives import Network, modules
 from avrl.pairs import Pairs, Sampling
 from avrl.ranks import Stop, Stopped, agree, told_by_first
 from avrl.store import opened
+from avrl.watch import Watch
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -64,6 +65,9 @@ class Recipe:
     augment: bool = False
     ema: float = 0.0
     accumulate: int = 1
+    look_every: int = 0
+    probe_every: int = 0
+    tracker: str = "none"
 
 
 def learning_rate(step: int, total: int, warmup: int, peak: float) -> float:
@@ -103,12 +107,13 @@ def train(out: Path, frames: Path, recipe: Recipe) -> dict[str, Any]:
     curve = Curve(total, pairs.steps_per_epoch, recipe.batch_size, learner.found)
     first = learner.found.step if learner.found else 0
     saved = begun = time.monotonic()
-    with Stop() as stop, curve.progress(first, rank) as bar:
+    watch = Watch(out, recipe, pairs, learner.objective, curve, first, rank)
+    with Stop() as stop, watch, curve.progress(first, rank) as bar:
         for step, batch in enumerate(pairs.stream(first, total, rank, world), first):
             lr = learning_rate(step, total, warmup, recipe.lr)
             losses = learner.losses(batch)
             asked_to_stop = agree(accelerator, losses["loss"], stop, step)
-            curve.add(step, losses, learner.move(step, lr), lr, accelerator)
+            watch.see(curve.add(step, losses, learner.move(step, lr), lr, accelerator))
             bar.update()
             due = told_by_first(accelerator, time.monotonic() - saved > 60 * recipe.save_minutes)
             if (asked_to_stop or due) and step + 1 < total:
@@ -130,6 +135,7 @@ def train(out: Path, frames: Path, recipe: Recipe) -> dict[str, Any]:
         "samples": total * recipe.batch_size,
         "final_loss": curve.rows[-1]["loss"],
         "final_skill": curve.rows[-1]["skill"],
+        "final_held_out_skill": curve.rows[-1]["held_out_skill"],
         "samples_per_second": round((total - first) * recipe.batch_size / max(seconds, 1e-9), 1),
     }
 

@@ -31,7 +31,7 @@ LAYERS = {
         avrl.stages avrl.stages.fetch avrl.stages.prep avrl.stages.pretrain avrl.stages.probe avrl.stages.report
     """,
     "hops": """
-        avrl.averaging avrl.checkpoint avrl.cost avrl.curve avrl.ranks avrl.training
+        avrl.averaging avrl.checkpoint avrl.cost avrl.curve avrl.looks avrl.ranks avrl.training avrl.watch
         avrl.features avrl.probing
         avrl.comparison avrl.tables avrl.verdicts avrl.answers avrl.pictures avrl.typeset avrl.page avrl.report
     """,
@@ -47,7 +47,7 @@ LAYERS = {
         avrl.encoders.timm_image avrl.encoders.weights
         avrl.objectives avrl.objectives.channels avrl.objectives.prediction avrl.objectives.single_stream
         avrl.objectives.two_stream avrl.objectives.videomae avrl.objectives.vit
-        avrl.probes avrl.probes.ridge
+        avrl.probes avrl.probes.ridge avrl.ridge avrl.meters avrl.alarms avrl.trackers
     """,
     "spine": "avrl avrl.errors avrl.config avrl.artifact avrl.cache avrl.stage avrl.progress",
 }
@@ -70,6 +70,7 @@ ACTION_FREE = (
     "averaging",
     "cost",
 )
+ACTION_FREE += ("watch", "looks", "meters", "alarms", "trackers")
 KNOWS_ACTIONS = ("labels", "outcome", "probes", "probing", "sources")
 
 HEAVY = {"torch", "torchvision", "timm", "zarr", "boto3", "polars", "numpy"}

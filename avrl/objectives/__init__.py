@@ -86,6 +86,10 @@ class Objective(Protocol):
         """
         ...
 
+    def panels(self, frames_BTHWC: Tensor, seed_B: Tensor) -> dict[str, Tensor]:
+        """What a person should see of a batch: name -> pictures (B, 3, H, W) in [0, 1], prediction and target last."""
+        ...
+
     def encoder(self) -> Encoder:
         """The encoder to keep; it shares the objective's weights."""
         ...

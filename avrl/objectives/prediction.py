@@ -90,6 +90,11 @@ class Prediction(nn.Module):
         """The loss: DDP hooks into ``forward``, so training calls nothing else."""
         return self.loss(frames_BTHWC, gap_B, seed_B)
 
+    def panels(self, frames_BTHWC: Tensor, seed_B: Tensor) -> dict[str, Tensor]:
+        """See `avrl.objectives.Objective`."""
+        img_t, img_tk = unit(frames_BTHWC, self.image_size).unbind(1)
+        return {"frame t": img_t, "prediction": self.predict(img_t, img_tk)[0].clamp(0, 1), "target": img_tk}
+
     def encoder(self) -> Encoder:
         """The encoder to keep."""
         return self._encoder(self.network)

@@ -78,9 +78,13 @@ class VideoMAE(nn.Module):
         clip = self._tubelets(unit(frames_BTHWC, self.image_size))
         target = _normalised(vit.patchify(clip.flatten(0, 1)))
         target = target.view(*clip.shape[:2], *target.shape[1:])
-        order = noise(seed_B, target.shape[2]).argsort(dim=1, stable=True)
-        hidden, visible = order[:, : self.hidden], order[:, self.hidden :]
+        hidden, visible = self._places(seed_B)
         return self._reconstruct(clip, hidden, visible).float(), _pick(target, hidden)
+
+    def _places(self, seed_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Which places of each sample are hidden, and which are seen."""
+        order = noise(seed_B, len(self.position)).argsort(dim=1, stable=True)
+        return order[:, : self.hidden], order[:, self.hidden :]
 
     def _tubelets(self, frames_BTCHW: Tensor) -> Tensor:
         """Frames in [0, 1] (B, T, 3, H, W), two at a time as one picture of six channels: (B, S, 6, H, W)."""
@@ -110,6 +114,25 @@ class VideoMAE(nn.Module):
         """The loss: DDP hooks into ``forward``, so training calls nothing else."""
         return self.loss(frames_BTHWC, gap_B, seed_B)
 
+    def panels(self, frames_BTHWC: Tensor, seed_B: Tensor) -> dict[str, Tensor]:
+        """See `avrl.objectives.Objective`: the first two frames side by side, what is hidden in grey.
+
+        A prediction has no tint and no contrast: it gets those of the true patch, as MAE's authors draw it.
+        """
+        patches = vit.patchify(unit(frames_BTHWC[:, :FRAMES], self.image_size).flatten(1, 2))
+        where = self._places(seed_B)[0].unsqueeze(-1).expand(-1, -1, patches.shape[-1])
+        cubes = patches.gather(1, where).view(*where.shape[:2], FRAMES, 3, -1)
+        var, mean = _moments(cubes)
+        predicted = self.predict(frames_BTHWC, seed_B)[0][:, : self.hidden].view_as(cubes)
+        drawn = (predicted * (var + TINY).sqrt() + mean).clamp(0, 1).flatten(2)
+        found = {
+            "seen": patches.scatter(1, where, torch.full_like(drawn, 0.5)),
+            "reconstruction": patches.scatter(1, where, drawn),
+            "target": patches,
+        }
+        pictures = {name: vit.unpatchify(one, 3 * FRAMES) for name, one in found.items()}
+        return {name: torch.cat(one.chunk(FRAMES, 1), 3) for name, one in pictures.items()}
+
     def encoder(self) -> PairEncoder:
         """The encoder on all patches, nothing hidden."""
         dim = self.norm.normalized_shape[0]
@@ -130,9 +153,15 @@ def _normalised(patches_BND: Tensor) -> Tensor:
     network that knows no more than the mean picture has a skill of .4.
     """
     cubes = patches_BND.view(*patches_BND.shape[:2], FRAMES, 3, -1)
-    var, mean = torch.var_mean(cubes, dim=(2, 4), keepdim=True)
+    var, mean = _moments(cubes)
     normalised: Tensor = ((cubes - mean) / (var + TINY).sqrt()).flatten(2)
     return normalised
+
+
+def _moments(cubes: Tensor) -> tuple[Tensor, Tensor]:
+    """Variance and mean of (B, N, frames, colours, pixels), for each patch and colour."""
+    var, mean = torch.var_mean(cubes, dim=(2, 4), keepdim=True)
+    return var, mean
 
 
 def _pick(patches_BSND: Tensor, index_BV: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from avrl.errors import ConfigError
 from avrl.stage import Built, Inputs, Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from avrl.cache import Cache
@@ -26,6 +26,15 @@ MEANT_FOR = {  # options that are refused with any other objective
     "exchanges": ("two-stream",),
     "num_frames": ("videomae",),
     "mask_ratio": ("videomae",),
+}
+RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+    **dict.fromkeys(
+        ("epochs", "pairs_per_episode", "batch_size", "max_gap", "gpus", "accumulate", "workers"),
+        (lambda n: n >= 1, "1 or more"),
+    ),
+    **dict.fromkeys(("look_every", "probe_every"), (lambda n: n >= 0, "0 or more")),
+    **dict.fromkeys(("sample_decay", "loss_decay"), (lambda x: 0 < x <= 1, "in (0, 1]")),
+    **dict.fromkeys(("mask_ratio", "ema"), (lambda x: 0 <= x < 1, "in [0, 1)")),
 }
 MASK_RATIO = {2: 0.75, 16: 0.9}  # the plan's; Tong et al. 2022 (VideoMAE)
 
@@ -72,22 +81,24 @@ class PretrainConfig:
     workers: Annotated[int, Opt("Decoder threads a process", runtime=True)] = 2
     frames_cap: Annotated[float, Opt("Disk for frames that lie on S3; 0: all but 1 GB", unit="GB", runtime=True)] = 0.0
     save_minutes: Annotated[float, Opt("Between snapshots", unit="minutes", runtime=True)] = 10.0
+    look_every: Annotated[
+        int, Opt("Between pictures and meters of held-out pairs; 0: 20 a run", unit="steps", runtime=True)
+    ] = 0
+    probe_every: Annotated[
+        int, Opt("Between probes of held-out motion, no labels; 0: none", unit="steps", runtime=True)
+    ] = 0
+    tracker: Annotated[
+        Literal["none", "tensorboard", "wandb", "trackio"], Opt("Where the log goes as well", runtime=True)
+    ] = "none"
 
     def __post_init__(self) -> None:
         if self.image_size < 16 or self.image_size % 16:
             raise ConfigError(f"--image-size {self.image_size} is not a multiple of 16 px", "try 224")
-        for name in ("epochs", "pairs_per_episode", "batch_size", "max_gap", "gpus", "accumulate", "workers"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)} is less than 1")
-        for name in ("sample_decay", "loss_decay"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)} is not in (0, 1]")
-        if not 0 <= self.mask_ratio < 1:
-            raise ConfigError(f"--mask-ratio {self.mask_ratio} is not in [0, 1)")
+        for name, (fits, words) in RANGES.items():
+            if not fits(getattr(self, name)):
+                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)} is not {words}")
         if self.gaps != "ratio" and self.sample_decay != PretrainConfig.sample_decay:
             raise ConfigError(f"--sample-decay {self.sample_decay} has no part in --gaps {self.gaps}", "leave it out")
-        if not 0 <= self.ema < 1:
-            raise ConfigError(f"--ema {self.ema} is not in [0, 1)", "0 is off, .999 a usual decay")
         if self.batch_size % (self.gpus * self.accumulate):
             parts = f" x --accumulate {self.accumulate}" if self.accumulate > 1 else ""
             raise ConfigError(f"--batch-size {self.batch_size} does not divide among {self.gpus} GPUs{parts}")
@@ -157,20 +168,25 @@ def recipe(config: PretrainConfig) -> Recipe:
         augment=config.augment,
         ema=config.ema,
         accumulate=config.accumulate,
+        look_every=config.look_every,
+        probe_every=config.probe_every,
+        tracker=config.tracker,
     )
 
 
 def _build(config: PretrainConfig, inputs: Inputs, out: Path) -> Built:
     from avrl.ranks import launch, rank_of_job
+    from avrl.trackers import require
     from avrl.training import train
 
+    require(config.tracker)
     frames = inputs["frames"].root
     if rank_of_job() is None and config.gpus > 1:
         return Built(launch(train, out, config.gpus, frames, recipe(config)))
     return Built(train(out, frames, recipe(config)))
 
 
-STAGE = Stage(name="checkpoints", version=2, config=PretrainConfig, slug=_slug, build=_build)
+STAGE = Stage(name="checkpoints", version=3, config=PretrainConfig, slug=_slug, build=_build)
 
 
 def follow(config: PretrainConfig, inputs: Inputs, cache: Cache) -> bool:

@@ -86,6 +86,21 @@ class ObjectiveContract:
             optimizer.step()
         assert loss["error"] < 0.05 * loss["reference"]
 
+    def test_panels_are_pictures_of_one_size_and_the_target_is_what_was_seen(self):
+        frames, _, seed = batch()
+        objective = self.make()
+        with torch.no_grad():
+            panels, again = objective.panels(frames, seed), objective.panels(frames, seed)
+        (shape,) = {one.shape for one in panels.values()}
+        assert shape[:3] == (4, 3, SIZE)
+        assert all(one.min() >= 0 and one.max() <= 1 for one in panels.values())
+        target = list(panels.values())[-1]
+        truth = frames.movedim(-1, 2).float() / 255
+        torch.testing.assert_close(target[..., -SIZE:], truth[:, 1])
+        if shape[3] == 2 * SIZE:
+            torch.testing.assert_close(target[..., :SIZE], truth[:, 0])
+        assert all(torch.equal(one, other) for one, other in zip(panels.values(), again.values(), strict=True))
+
     def test_the_same_seed_gives_the_same_network(self):
         one, other, third = self.make(), self.make(), self.make(seed=1)
         states = [modules(each).state_dict() for each in (one, other, third)]

@@ -109,3 +109,16 @@ def test_no_weight_of_the_encoder_is_left_out_of_the_checkpoint():
     names = modules(checkpoint.build(network("videomae"))).state_dict()
     assert "tokens.project.weight" in names
     assert not any("position" in name for name in names)  # fixed, made again
+
+
+def test_a_reconstruction_keeps_what_was_seen_and_has_the_tint_of_what_was_not():
+    frames, _, seed = batch()
+    objective = checkpoint.build(network("videomae", mask_ratio=0.5))
+    with torch.no_grad():
+        seen, drawn, target = objective.panels(frames, seed).values()
+    hidden = (seen == 0.5).all(1, keepdim=True).expand_as(seen)
+    assert hidden.float().mean() == 0.5
+    assert torch.equal(seen[~hidden], target[~hidden])
+    assert torch.equal(drawn[~hidden], target[~hidden])
+    tiles = [torch.nn.functional.avg_pool2d(one, 16) for one in (drawn, target, torch.full_like(drawn, 0.5))]
+    assert (tiles[0] - tiles[1]).abs().mean() < 0.5 * (tiles[2] - tiles[1]).abs().mean()

@@ -3,7 +3,8 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge as Reference
 
-from avrl.probes.ridge import ALPHAS, Ridge, choose_alpha, standardise
+from avrl.probes.ridge import Ridge
+from avrl.ridge import ALPHAS, choose_alpha, standardise
 
 
 def data(n=200, d=20, k=3, noise=0.1, seed=0):

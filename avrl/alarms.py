@@ -1,0 +1,46 @@
+"""Alarms: a run that diverges or collapses says so while it runs, once a kind. They stop nothing."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SPAN = 20  # rows that are averaged: a row of a short run is one batch, whose gaps alone move its loss threefold
+RISE = 2.0  # times the best span's loss
+FLAT_RANK = 1.5  # of at most 64 (CLS) or 512 (patches) and 1 at least: all variance lies along one direction
+FLAT_STD = 1e-3  # of a code that comes out of a LayerNorm: its rows are the same to three digits
+
+
+class Alarms:
+    """What to warn of, row by row of the log; a kind that was told is not told again."""
+
+    def __init__(self) -> None:
+        self._losses: deque[float] = deque(maxlen=SPAN)
+        self._best = math.inf
+        self._told: set[str] = set()
+
+    def heard(self, row: Mapping[str, Any]) -> list[str]:
+        """Take in a row; return the warnings that it is the first to call for."""
+        found = {kind: words for kind, words in self._all(row).items() if kind not in self._told}
+        self._told |= set(found)
+        return [f"step {row['step']}: {words}" for words in found.values()]
+
+    def _all(self, row: Mapping[str, Any]) -> dict[str, str]:
+        found = {}
+        self._losses.append(row["loss"])
+        mean = sum(self._losses) / len(self._losses)
+        if len(self._losses) == SPAN:
+            self._best = min(self._best, mean)
+        if mean > RISE * self._best:
+            found["loss"] = f"the loss rose to {mean:.4g} from {self._best:.4g}; a lower --lr may cure it"
+        for code in ("cls", "patches"):
+            rank, std = row[f"rank_{code}"], row[f"std_{code}"]
+            if std is not None and std < FLAT_STD:
+                found[f"std {code}"] = f"{code} collapses: it is the same for all pictures (std {std:.2g})"
+            elif rank is not None and rank < FLAT_RANK:
+                found[f"rank {code}"] = f"{code} collapses: its effective rank is {rank:.2f}"
+        return found

@@ -1,0 +1,109 @@
+"""Watching a run: each row of the log, as it comes, to the disk, to a tracker, and past the alarms.
+
+``scratch/log.jsonl`` in the run's partial directory has a line a row, while the run goes on and after it was killed.
+A run that goes on cuts it back to the rows of its snapshot; in the end ``log.parquet`` has the same rows.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from avrl import trackers
+from avrl.alarms import Alarms
+from avrl.artifact import SCRATCH
+from avrl.looks import Looks
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import Self
+
+    from avrl.curve import Curve, Row
+    from avrl.objectives import Objective
+    from avrl.pairs import Pairs
+    from avrl.training import Recipe
+
+log = logging.getLogger(__name__)
+
+LOOKS = 20  # of a run, unless asked for otherwise
+APART = 100  # steps between them at least: a look costs about as much as ten
+NAME = "log.jsonl"
+
+
+class Watch:
+    """What the first rank does with a row of the log; on other ranks, nothing.
+
+    Args:
+        out: The run's partial directory.
+        recipe: The run.
+        pairs: What it trains on.
+        objective: What it trains.
+        curve: Its log, with the rows of an earlier call.
+        first: Step at which it goes on.
+        rank: Of this process.
+    """
+
+    def __init__(
+        self, out: Path, recipe: Recipe, pairs: Pairs, objective: Objective, curve: Curve, first: int, rank: int
+    ) -> None:
+        self.first_rank, self.total = rank == 0, curve.total
+        if not self.first_rank:
+            return
+        self.looks = Looks(pairs.store, recipe.sampling, objective, out)
+        self.looks.cut_back(first)
+        self.look_every = rows_apart(recipe.look_every or max(APART, curve.total // LOOKS), curve.window)
+        self.probe_every = rows_apart(recipe.probe_every, curve.window)
+        self.alarms = Alarms()
+        for row in curve.rows:
+            self.alarms.heard(row)
+        path = out / SCRATCH / NAME
+        path.parent.mkdir(exist_ok=True)
+        self.file = path.open("w", encoding="utf-8", buffering=1)  # a line at a time
+        self.file.writelines(map(line, curve.rows))
+        self.file.flush()
+        log.info("the log grows in %s", path)
+        run = out.name.removeprefix(".partial-")
+        place = out.parent.parent / recipe.tracker  # beside the stages: what it holds has times in it
+        self.sink = trackers.opened(recipe.tracker, place, run, first, asdict(recipe))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.first_rank:
+            self.file.close()
+            if self.sink:
+                self.sink.close()
+
+    def see(self, row: Row | None) -> None:
+        """Look at the run if it is time to, write the row down, pass it on, and warn if it says so.
+
+        Args:
+            row: A finished row, which gets what a look finds; None between rows.
+        """
+        if not self.first_rank or row is None:
+            return
+        step = int(row["step"] or 0)
+        if self.looks.batches and (step % self.look_every == 0 or step == self.total):
+            row |= self.looks.look(step)
+        if self.looks.batches and self.probe_every and (step % self.probe_every == 0 or step == self.total):
+            row["probe_r2"] = self.looks.probe()
+        self.file.write(line(row))
+        if self.sink:
+            self.sink.put(row)
+        for words in self.alarms.heard(row):
+            log.warning("%s", words)
+
+
+def rows_apart(steps: int, window: int) -> int:
+    """So many steps as whole rows of the log, rounded up: what a look finds stands in the row of its step."""
+    return -(-steps // window) * window
+
+
+def line(row: Row) -> str:
+    """A row as JSON, for which a number that is not finite is none."""
+    shown: dict[str, Any] = {k: v if v is None or math.isfinite(v) else None for k, v in row.items()}
+    return json.dumps(shown) + "\n"
