@@ -24,6 +24,7 @@ from avrl.server import LATER, Patience, RetryError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from concurrent.futures import Future
     from pathlib import Path
 
 SHA256, CRC32 = "avrl-sha256", "avrl-crc32"  # metadata of our objects: hex, and base64 as S3 tells it
@@ -79,22 +80,12 @@ def upload(
         ThreadPoolExecutor(WORKERS) as threads,
         create_transfer_manager(client, settings) as transfers,
     ):
-        mirror = _Mirror(root, there, client, transfers, progress, patience, stopped or threading.Event())
+        mirror = _Mirror(root, there, client, transfers, progress, patience)
         try:
             abort_leftovers(mirror.object(""))
-            for act, some in (
-                (mirror.send, files),
-                (mirror.check, files),
-                (mirror.send, [last]),
-                (mirror.check, [last]),
-            ):
-                pending = {threads.submit(act, file) for file in some}
-                while pending:
-                    done, pending = wait(pending, LOOK_S, FIRST_EXCEPTION)
-                    for future in done:
-                        future.result()
-                    if pending and mirror.stopped.is_set():
-                        raise TemporaryError(f"{there}: stopped on the way", LATER)
+            for some in (files, [last]):
+                for act in (mirror.send, mirror.check):
+                    mirror.finish({threads.submit(act, file) for file in some}, stopped)
         except BaseException:
             mirror.stopped.set()
             threads.shutdown(wait=False, cancel_futures=True)
@@ -106,18 +97,20 @@ class _Mirror:
     """One directory on its way to S3."""
 
     def __init__(
-        self,
-        root: Path,
-        url: str,
-        client: Any,
-        transfers: Any,
-        progress: Callable[[int], object],
-        patience: Patience,
-        stopped: threading.Event,
+        self, root: Path, url: str, client: Any, transfers: Any, progress: Callable[[int], object], patience: Patience
     ) -> None:
         self.root, self.url, self.client, self.transfers = root, url, client, transfers
         self.progress, self.patience = progress, patience
-        self.stopped, self.lock, self.vouched = stopped, threading.Lock(), True
+        self.stopped, self.lock, self.vouched = threading.Event(), threading.Lock(), True
+
+    def finish(self, pending: set[Future[None]], stopped: threading.Event | None) -> None:
+        """Wait for the threads, unless one fails or the caller wants no more."""
+        while pending:
+            done, pending = wait(pending, LOOK_S, FIRST_EXCEPTION)
+            for future in done:
+                future.result()
+            if stopped and stopped.is_set():
+                raise TemporaryError(f"{self.url}: stopped on the way", LATER)
 
     def object(self, path: str) -> Object:
         one = Object(f"{self.url}/{path}", 1, self.patience, self.client)

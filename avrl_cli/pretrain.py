@@ -10,9 +10,10 @@ from typing import Annotated, Literal
 
 import typer
 
-from avrl.errors import ConfigError
+from avrl.artifact import Artifact
+from avrl.errors import AvrlError, ConfigError, SyncError
 from avrl.stages.prep import whole
-from avrl.stages.pretrain import STAGE, PretrainConfig, follow
+from avrl.stages.pretrain import STAGE, PretrainConfig, arrive, follow, leave
 from avrl_cli.options import verb
 from avrl_cli.output import Session
 
@@ -48,4 +49,17 @@ def command(
         )
     if session.dry_run or not follow(config, {"frames": found}, session.store):
         expect = f"{config.epochs} epochs of {config.pairs_per_episode} pairs x {found.manifest.facts['episodes']}"
-        session.run(STAGE, config, {"frames": found}, expect + " episodes")
+        if not session.dry_run:
+            arrive(config, {"frames": found}, session.store)
+        _leave(session, config, session.run(STAGE, config, {"frames": found}, expect + " episodes"))
+
+
+def _leave(session: Session, config: PretrainConfig, artifact: Artifact | None) -> None:
+    """With ``--sync``: the checkpoint goes to S3, and with ``--shutdown`` the machine is powered off after that."""
+    if artifact and config.sync and not session.dry_run:
+        try:
+            session.mirror(artifact, config.sync)
+        except AvrlError as error:
+            stays = ", shutdown withheld" if config.shutdown else ""
+            raise SyncError(f"{artifact.ref} is done, but not on S3{stays}: {error.cause}", error.next_step) from error
+        leave(config, artifact)

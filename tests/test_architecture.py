@@ -32,6 +32,7 @@ LAYERS = {
     """,
     "hops": """
         avrl.checkpoint avrl.curve avrl.ranks avrl.training
+        avrl.machine avrl.remoterun avrl.sync
         avrl.features avrl.probing
         avrl.comparison avrl.tables avrl.verdicts avrl.answers avrl.pictures avrl.typeset avrl.page avrl.report
     """,
@@ -58,7 +59,7 @@ SPINE = LAYERS["spine"].split()
 SCRIPTS = {"avrl.sample.containers", "avrl.sample.render"}
 
 # What pretraining is made of, and what knows actions. The scientific claim hangs on these two lines.
-ACTION_FREE = ("pairs", "augment", "objectives", "encoders", "checkpoint", "training", "curve", "ranks")
+ACTION_FREE = ("pairs", "augment", "objectives", "encoders", "checkpoint", "training", "curve", "ranks", "sync")
 KNOWS_ACTIONS = ("labels", "outcome", "probes", "probing", "sources")
 
 HEAVY = {"torch", "torchvision", "timm", "zarr", "boto3", "polars", "numpy"}

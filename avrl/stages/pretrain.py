@@ -6,13 +6,16 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from avrl.config import Opt
+from avrl.addresses import require_bucket
+from avrl.cache import PARTIAL
+from avrl.config import Opt, seconds
 from avrl.errors import ConfigError
 from avrl.stage import Built, Inputs, Stage
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from avrl.artifact import Artifact
     from avrl.cache import Cache
     from avrl.training import Recipe
 
@@ -46,6 +49,9 @@ class PretrainConfig:
     workers: Annotated[int, Opt("Decoder threads a process", runtime=True)] = 2
     frames_cap: Annotated[float, Opt("Disk for frames that lie on S3; 0: all but 1 GB", unit="GB", runtime=True)] = 0.0
     save_minutes: Annotated[float, Opt("Between snapshots", unit="minutes", runtime=True)] = 10.0
+    sync: Annotated[str, Opt("Keep the run on s3://BUCKET/PREFIX, and go on from there", runtime=True)] = ""
+    sync_every: Annotated[str, Opt("Snapshots go to S3 at most this often", unit="90s, 10m, 2h", runtime=True)] = "10m"
+    shutdown: Annotated[bool, Opt("Power this machine off once all is on S3 and verified", runtime=True)] = False
 
     def __post_init__(self) -> None:
         if self.image_size < 16 or self.image_size % 16:
@@ -58,6 +64,11 @@ class PretrainConfig:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)} is not in (0, 1]")
         if not 0 < self.mask_ratio < 1:
             raise ConfigError(f"--mask-ratio {self.mask_ratio} is not in (0, 1)")
+        seconds(self.sync_every, "sync_every")
+        if self.sync:
+            require_bucket(self.sync)
+        elif self.shutdown:
+            raise ConfigError("--shutdown without --sync would lose the checkpoint", "add --sync s3://BUCKET/PREFIX")
         if self.batch_size % self.gpus:
             raise ConfigError(f"--batch-size {self.batch_size} does not divide among {self.gpus} GPUs")
 
@@ -90,16 +101,63 @@ def recipe(config: PretrainConfig) -> Recipe:
 
 
 def _build(config: PretrainConfig, inputs: Inputs, out: Path) -> Built:
+    if not config.sync:
+        return _trained(config, inputs["frames"].root, out)
+    from avrl.sync import syncing
+
+    with syncing(_bucket(config), STAGE.key(config, inputs), out, seconds(config.sync_every, "sync_every")):
+        return _trained(config, inputs["frames"].root, out)
+
+
+def _bucket(config: PretrainConfig) -> str:
+    return config.sync.rstrip("/")
+
+
+def _trained(config: PretrainConfig, frames: Path, out: Path) -> Built:
     from avrl.ranks import launch, rank_of_job
     from avrl.training import train
 
-    frames = inputs["frames"].root
     if rank_of_job() is None and config.gpus > 1:
         return Built(launch(train, out, config.gpus, frames, recipe(config)))
     return Built(train(out, frames, recipe(config)))
 
 
 STAGE = Stage(name="checkpoints", version=2, config=PretrainConfig, slug=_slug, build=_build)
+
+
+def arrive(config: PretrainConfig, inputs: Inputs, cache: Cache) -> None:
+    """With ``--sync``, bring the finished checkpoint of this request from S3 if it is there and not here.
+
+    Raises:
+        ConfigError: ``--shutdown``, and this machine has no command for it.
+        TemporaryError: S3 fails, and there is nothing here to go on from.
+        IntegrityError: it is damaged there.
+    """
+    if config.shutdown:
+        from avrl.machine import require_power_off
+
+        require_power_off()
+    key, slug = STAGE.key(config, inputs), STAGE.slug(config, inputs)
+    if config.sync and not cache.find(STAGE.name, key):
+        from avrl.remoterun import bring_artifact
+
+        bring_artifact(_bucket(config), cache.partial(STAGE.name, slug, key), cache.path(STAGE.name, slug, key), key)
+
+
+def leave(config: PretrainConfig, artifact: Artifact) -> None:
+    """With ``--sync``, and the checkpoint on S3: its snapshots go from there, and with ``--shutdown`` the machine.
+
+    Raises:
+        SyncError: the copy on S3 does not verify, or the machine would not power off.
+    """
+    from avrl.machine import power_off
+    from avrl.remoterun import Snapshots, verify
+
+    if config.shutdown:
+        verify(artifact, _bucket(config))
+    Snapshots(f"{_bucket(config)}/{PARTIAL}{artifact.ref}", artifact.manifest.key).forget()
+    if config.shutdown:
+        power_off()
 
 
 def follow(config: PretrainConfig, inputs: Inputs, cache: Cache) -> bool:
@@ -113,12 +171,16 @@ def follow(config: PretrainConfig, inputs: Inputs, cache: Cache) -> bool:
     if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) == 0:
         return False
     from avrl.ranks import rank_of_job
+    from avrl.remoterun import is_finished
     from avrl.training import train
 
     key = STAGE.key(config, inputs)
     if rank_of_job() is None or cache.find(STAGE.name, key):
         return rank_of_job() is not None
-    partial = cache.partial(STAGE.name, STAGE.slug(config, inputs), key)
+    slug = STAGE.slug(config, inputs)
+    if config.sync and is_finished(_bucket(config), cache.path(STAGE.name, slug, key).name):
+        return True  # the first rank brings it
+    partial = cache.partial(STAGE.name, slug, key)
     partial.mkdir(parents=True, exist_ok=True)
     train(partial, inputs["frames"].root, recipe(config))
     return True
