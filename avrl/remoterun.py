@@ -174,7 +174,9 @@ def verify(artifact: Artifact, url: str) -> None:
                 if source.patiently(lambda source=source: _digest(source)) != file.sha256:  # type: ignore[misc]
                     raise IntegrityError(f"{source.shown} is not what its manifest lists")
     except AvrlError as error:
-        raise SyncError(f"shutdown withheld, {error.cause}", "run the same command: it is sent again") from error
+        # What S3 tells of it is right, or the upload had said so: only what is not there is sent anew.
+        gone = f"aws s3 rm --recursive {place} and " if isinstance(error, IntegrityError) else ""
+        raise SyncError(f"shutdown withheld, {error.cause}", f"{gone}run the same command") from error
 
 
 def _digest(source: Object) -> str:
