@@ -61,8 +61,9 @@ def syncing(url: str, key: str, out: Path, every_s: float) -> Iterator[None]:
         yield
     except BaseException:
         log.info("sending what is saved to %s, for at most %.0f s", there.place, LAST_S)
-        sender.ended.set()
-        sender.join(LAST_S)
+        with _undisturbed():
+            sender.ended.set()
+            sender.join(LAST_S)
         if sender.is_alive():
             log.warning("%s: the last snapshot did not get there in %.0f s; it is in %s", there.place, LAST_S, here)
         raise
@@ -71,6 +72,20 @@ def syncing(url: str, key: str, out: Path, every_s: float) -> Iterator[None]:
         sender.stopped.set()
         sender.ended.set()
         sender.join(2 * remoterun.PATIENCE.timeout_s)
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """No second signal cuts the last sending short: torchrun sends one as soon as another rank has ended.
+
+    An interrupt (Ctrl-C) does.
+    """
+    before = {one: signal.signal(one, signal.SIG_IGN) for one in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
 
 
 class _Sender(threading.Thread):

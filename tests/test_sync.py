@@ -4,7 +4,9 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import shutil
+import signal
 import threading
 import time
 
@@ -124,6 +126,31 @@ def test_a_run_that_ends_badly_sends_its_newest_first(store, out):
     with pytest.raises(SystemExit):
         run()
     assert 3 in steps_of(store)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_second_signal_does_not_cut_the_last_sending_short(signum, store, out):
+    stray = []
+    before = signal.signal(signum, lambda *_: stray.append(1))
+
+    def signals(call, forward):
+        if call.operation == "PutObject":
+            os.kill(os.getpid(), signum)
+
+    def run():
+        with syncing(URL, KEY, out, 1000.0):
+            store.fault = signals
+            save(out, 1)
+            raise SystemExit(143)
+
+    try:
+        with pytest.raises(SystemExit):
+            run()
+        assert signal.getsignal(signum) is not signal.SIG_IGN
+    finally:
+        signal.signal(signum, before)
+    assert steps_of(store) == [1]
+    assert not stray
 
 
 def test_retention_here_does_not_take_a_snapshot_from_under_the_sender(store, out):
