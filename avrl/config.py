@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import types
 import typing
 from dataclasses import dataclass
@@ -72,6 +73,18 @@ def as_json(config: object, *, runtime: bool) -> dict[str, Any]:
     """The runtime fields of a config, or (``runtime=False``) the identity fields, as JSON values."""
     wanted = [field for field in fields_of(type(config)) if field.opt.runtime is runtime]
     return {field.name: plain(getattr(config, field.name)) for field in wanted}
+
+
+def seconds(text: str, name: str) -> float:
+    """A time as people type it, in seconds: ``90s``, ``10m``, ``2h``; a bare number is minutes.
+
+    Raises:
+        ConfigError: it is no time above zero.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
+    if not found or not float(found[1]):
+        raise ConfigError(f"--{name.replace('_', '-')} {text!r} is no time", "write 90s, 10m or 2h")
+    return float(found[1]) * {"s": 1, "": 60, "m": 60, "h": 3600}[found[2]]
 
 
 def plain(value: Any) -> Any:

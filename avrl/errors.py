@@ -97,6 +97,12 @@ class DivergedError(AvrlError):
     exit_code = 9
 
 
+class SyncError(AvrlError):
+    """The copy on S3 is not complete, or not proven to be, or the machine would not power off: it stays up."""
+
+    exit_code = 10
+
+
 class MissingError(AvrlError):
     """An optional dependency or a model's weights are not at hand."""
 

@@ -12,22 +12,26 @@ import functools
 import hashlib
 import threading
 import zlib
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from avrl.artifact import MANIFEST, File, sha256_of
-from avrl.errors import IntegrityError, NotFoundError
+from avrl.errors import IntegrityError, NotFoundError, TemporaryError
+from avrl.http import download
 from avrl.s3 import Object, connect, told
-from avrl.server import Patience, RetryError
+from avrl.server import LATER, Patience, RetryError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from concurrent.futures import Future
     from pathlib import Path
 
 SHA256, CRC32 = "avrl-sha256", "avrl-crc32"  # metadata of our objects: hex, and base64 as S3 tells it
 PART_BYTES = 16 * 2**20
 TRIES_OF_A_PART = 3  # boto3's own, within one try of ours: a failed part must not send a whole file again
 WORKERS = 8
+LOOK_S = 0.2  # between looks at whether to stop
 
 
 def upload(
@@ -38,6 +42,7 @@ def upload(
     progress: Callable[[int], object] = lambda _: None,
     patience: Patience | None = None,
     part_bytes: int = PART_BYTES,
+    stopped: threading.Event | None = None,
 ) -> str:
     """Mirror a finished artifact to ``<url>/<its name>/``, the manifest last; what is there already is not sent again.
 
@@ -51,6 +56,7 @@ def upload(
         progress: Called with bytes gained, the manifest's too (fewer than none when a file is sent again).
         patience: Tries, pauses and time-outs.
         part_bytes: Files above this size are sent in parts of it; S3 takes none below 5 MiB.
+        stopped: Set from another thread to end it, with a `TemporaryError`, within a time-out of `patience`.
 
     Returns:
         Address of the mirrored directory.
@@ -76,15 +82,10 @@ def upload(
     ):
         mirror = _Mirror(root, there, client, transfers, progress, patience)
         try:
-            mirror.abort_leftovers()
-            for act, some in (
-                (mirror.send, files),
-                (mirror.check, files),
-                (mirror.send, [last]),
-                (mirror.check, [last]),
-            ):
-                for future in as_completed([threads.submit(act, file) for file in some]):
-                    future.result()
+            abort_leftovers(mirror.object(""))
+            for some in (files, [last]):
+                for act in (mirror.send, mirror.check):
+                    mirror.finish({threads.submit(act, file) for file in some}, stopped)
         except BaseException:
             mirror.stopped.set()
             threads.shutdown(wait=False, cancel_futures=True)
@@ -102,25 +103,19 @@ class _Mirror:
         self.progress, self.patience = progress, patience
         self.stopped, self.lock, self.vouched = threading.Event(), threading.Lock(), True
 
+    def finish(self, pending: set[Future[None]], stopped: threading.Event | None) -> None:
+        """Wait for the threads, unless one fails or the caller wants no more."""
+        while pending:
+            done, pending = wait(pending, LOOK_S, FIRST_EXCEPTION)
+            for future in done:
+                future.result()
+            if stopped and stopped.is_set():
+                raise TemporaryError(f"{self.url}: stopped on the way", LATER)
+
     def object(self, path: str) -> Object:
         one = Object(f"{self.url}/{path}", 1, self.patience, self.client)
         one.stopped = self.stopped
         return one
-
-    def abort_leftovers(self) -> None:
-        """End the multipart uploads that a kill has left: unseen by a listing, they are paid for."""
-        folder = self.object("")
-
-        def abort() -> None:
-            with told(folder.shown):
-                pages = self.client.get_paginator("list_multipart_uploads")
-                for page in pages.paginate(Bucket=folder.where["Bucket"], Prefix=folder.where["Key"]):
-                    for one in page.get("Uploads", []):
-                        which = {"Bucket": folder.where["Bucket"], "Key": one["Key"], "UploadId": one["UploadId"]}
-                        with contextlib.suppress(self.client.exceptions.NoSuchUpload):  # an old listing
-                            self.client.abort_multipart_upload(**which)
-
-        folder.patiently(abort)
 
     def send(self, file: File) -> None:
         """Send a file unless it is there."""
@@ -183,6 +178,49 @@ class _Mirror:
 
         if not _is(there.patiently(attempt), file):
             raise IntegrityError(f"{there.shown} is not what was sent", "run the same command again: it is sent anew")
+
+
+def abort_leftovers(folder: Object) -> None:
+    """End the multipart uploads that a kill has left below an address: unseen by a listing, they are paid for."""
+
+    def abort() -> None:
+        with told(folder.shown):
+            pages = folder.client.get_paginator("list_multipart_uploads")
+            for page in pages.paginate(Bucket=folder.where["Bucket"], Prefix=folder.where["Key"]):
+                for one in page.get("Uploads", []):
+                    which = {"Bucket": folder.where["Bucket"], "Key": one["Key"], "UploadId": one["UploadId"]}
+                    with contextlib.suppress(folder.client.exceptions.NoSuchUpload):  # an old listing
+                        folder.client.abort_multipart_upload(**which)
+
+    folder.patiently(abort)
+
+
+def bring(source: Object, target: Path, sha256: str, owner: str) -> None:
+    """Fetch one file of a mirrored artifact, unless it is here and good.
+
+    Its name appears when its checksum was compared; until then it bears its owner's.
+
+    Raises:
+        IntegrityError: it is not what its manifest lists.
+    """
+    if target.is_file() and sha256_of(target) == sha256:
+        return
+    arriving = target.with_name(f"{target.name}.{owner}.arriving")
+    download(source.shown, arriving, origin=source)
+    if sha256_of(arriving) != sha256:
+        arriving.unlink()
+        raise IntegrityError(f"{source.shown} is not what its manifest lists", "mirror the artifact again")
+    arriving.replace(target)
+
+
+def require_inside(path: str, url: str) -> None:
+    """Refuse a path of a stranger's manifest that would leave its folder.
+
+    Raises:
+        IntegrityError: it would.
+    """
+    if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
+        raise IntegrityError(f"{url}: its manifest lists {path!r}, which leaves its folder", "do not use it")
 
 
 def _is(head: dict[str, Any] | None, file: File) -> bool:

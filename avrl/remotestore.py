@@ -20,13 +20,12 @@ import shutil
 import threading
 import weakref
 from functools import lru_cache
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from avrl.artifact import MANIFEST, Artifact, load, sha256_of, write_durably
+from avrl.artifact import MANIFEST, Artifact, load, write_durably
 from avrl.errors import AvrlError, ConfigError, IntegrityError, NotFoundError, StaleError
-from avrl.http import download
+from avrl.mirror import bring, require_inside
 from avrl.s3 import Object, connect, read_manifest
 from avrl.server import Patience
 from avrl.store import CRC, EMPTY, ORIGIN, SLOT, FrameStore, Shard, index_of, intact
@@ -79,12 +78,9 @@ def mirrored(url: str, cache: Cache, cap_bytes: int) -> Artifact:
         write_durably(root / MANIFEST, json.dumps(values, indent=1, sort_keys=True).encode())
         found = load(root)
         for file in found.manifest.files:
-            if PurePosixPath(file.path).is_absolute() or ".." in PurePosixPath(file.path).parts:
-                raise IntegrityError(
-                    f"{url}: its manifest lists {file.path!r}, which leaves its folder", "do not use it"
-                )
+            require_inside(file.path, url)
             if "/c/" not in file.path:
-                _bring(_object(url, file.path, client), root / file.path, file.sha256, owner)
+                bring(_object(url, file.path, client), root / file.path, file.sha256, owner)
         write_durably(root / ORIGIN, json.dumps({"url": url, "cap_bytes": cap_bytes}).encode())
     return found
 
@@ -115,18 +111,6 @@ def _locked(path: Path, flags: int = 0) -> Iterator[str]:
                 raise
             owner += f"-{uuid4().hex}"
         yield owner
-
-
-def _bring(source: Object, target: Path, sha256: str, owner: str) -> None:
-    """Fetch one file of the artifact, unless it is here and good; its name appears when its checksum was compared."""
-    if target.is_file() and sha256_of(target) == sha256:
-        return
-    arriving = target.with_name(f"{target.name}.{owner}.arriving")
-    download(source.shown, arriving, origin=source)
-    if sha256_of(arriving) != sha256:
-        arriving.unlink()
-        raise IntegrityError(f"{source.shown} is not what its manifest lists", "mirror the artifact again")
-    arriving.replace(target)
 
 
 class _FarShard:
@@ -213,7 +197,7 @@ class RemoteStore(FrameStore):
                     self._coming = _object(self._url, file.path, self._client)  # its `stopped` ends it alone
                     if self._stopped.is_set():
                         return
-                    _bring(self._coming, path, file.sha256, owner)
+                    bring(self._coming, path, file.sha256, owner)
                     self._left -= file.bytes
             except (AvrlError, OSError, RuntimeError) as error:  # RuntimeError: no more threads
                 if self._stopped.is_set():

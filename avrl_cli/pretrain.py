@@ -10,9 +10,10 @@ from typing import Annotated, Literal
 
 import typer
 
-from avrl.errors import ConfigError
+from avrl.artifact import Artifact
+from avrl.errors import AvrlError, ConfigError, SyncError
 from avrl.stages.prep import whole
-from avrl.stages.pretrain import STAGE, PretrainConfig, follow, network, settled
+from avrl.stages.pretrain import STAGE, PretrainConfig, arrive, follow, leave, network, settled
 from avrl_cli.options import verb
 from avrl_cli.output import Session
 
@@ -24,6 +25,9 @@ def command(
     session: Session,
     config: PretrainConfig,
     objective: Annotated[Literal["two-stream", "single-stream", "videomae"], typer.Argument(help="Objective")],
+    on: Annotated[
+        Literal["egodex", "bridge", "lerobot", "sample"], typer.Option(help="Whose frames to train on")
+    ] = "egodex",
     frames: Annotated[str, typer.Option(help="Which frame store, if several; or s3://BUCKET/PREFIX/NAME")] = "",
 ) -> None:
     """Pretrain an encoder on frame pairs. No action label is read."""
@@ -41,9 +45,9 @@ def command(
         found = session.store.resolve(
             "frames",
             frames,
-            where=lambda one: whole(one) and (bool(frames) or one.manifest.facts["source"] == "egodex"),
-            what="frames of egodex",
-            make="avrl prep",
+            where=lambda one: whole(one) and (bool(frames) or _is_of(one, on)),
+            what=f"frames of {on}",
+            make="avrl prep" if on == "egodex" else f"avrl prep {on}",
             option="--frames",
         )
     if session.dry_run and not session.store.find(STAGE.name, STAGE.key(config, {"frames": found})):
@@ -54,4 +58,24 @@ def command(
         session.say(sentence(asked, cost(asked)))
     if session.dry_run or not follow(config, {"frames": found}, session.store):
         expect = f"{config.epochs} epochs of {config.pairs_per_episode} pairs x {found.manifest.facts['episodes']}"
-        session.run(STAGE, config, {"frames": found}, expect + " episodes")
+        if not session.dry_run:
+            arrive(config, {"frames": found}, session.store)
+        _leave(session, config, session.run(STAGE, config, {"frames": found}, expect + " episodes"))
+
+
+def _is_of(frames: Artifact, source: str) -> bool:
+    """Whether a store has the frames of a source; those of the bundled sample's clips are in EgoDex's layout."""
+    if source == "sample":
+        return frames.ref.startswith("egodex-sample-")
+    return bool(frames.manifest.facts["source"] == source)
+
+
+def _leave(session: Session, config: PretrainConfig, artifact: Artifact | None) -> None:
+    """With ``--sync``: the checkpoint goes to S3, and with ``--shutdown`` the machine is powered off after that."""
+    if artifact and config.sync and not session.dry_run:
+        try:
+            session.mirror(artifact, config.sync)
+        except AvrlError as error:
+            stays = ", shutdown withheld" if config.shutdown else ""
+            raise SyncError(f"{artifact.ref} is done, but not on S3{stays}: {error.cause}", error.next_step) from error
+        leave(config, artifact)

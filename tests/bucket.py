@@ -36,7 +36,7 @@ class Call(Request):
     def operation(self) -> str:
         upload = "uploads" in self.args or "uploadId" in self.args
         names = {
-            "GET": ("GetObject", "ListMultipartUploads"),
+            "GET": ("ListObjectsV2" if "list-type" in self.args else "GetObject", "ListMultipartUploads"),
             "HEAD": ("HeadObject", ""),
             "PUT": ("PutObject", "UploadPart"),
             "POST": ("", "CreateMultipartUpload" if "uploads" in self.args else "CompleteMultipartUpload"),

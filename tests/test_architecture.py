@@ -32,6 +32,7 @@ LAYERS = {
     """,
     "hops": """
         avrl.averaging avrl.checkpoint avrl.cost avrl.curve avrl.looks avrl.ranks avrl.training avrl.watch
+        avrl.machine avrl.remoterun avrl.sync
         avrl.features avrl.probing
         avrl.comparison avrl.tables avrl.verdicts avrl.answers avrl.pictures avrl.typeset avrl.page avrl.report
     """,
@@ -59,18 +60,9 @@ SCRIPTS = {"avrl.sample.containers", "avrl.sample.render"}
 
 # What pretraining is made of, and what knows actions. The scientific claim hangs on these two lines.
 ACTION_FREE = (
-    "pairs",
-    "augment",
-    "objectives",
-    "encoders",
-    "checkpoint",
-    "training",
-    "curve",
-    "ranks",
-    "averaging",
-    "cost",
+    *("pairs", "augment", "objectives", "encoders", "checkpoint", "training", "curve", "ranks", "averaging", "cost"),
+    *("watch", "looks", "meters", "alarms", "trackers", "sync"),
 )
-ACTION_FREE += ("watch", "looks", "meters", "alarms", "trackers")
 KNOWS_ACTIONS = ("labels", "outcome", "probes", "probing", "sources")
 
 HEAVY = {"torch", "torchvision", "timm", "zarr", "boto3", "polars", "numpy"}

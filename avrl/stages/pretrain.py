@@ -6,7 +6,9 @@ import os
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from avrl.config import Opt
+from avrl.addresses import require_bucket
+from avrl.cache import PARTIAL
+from avrl.config import Opt, seconds
 from avrl.errors import ConfigError
 from avrl.stage import Built, Inputs, Stage
 
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
+    from avrl.artifact import Artifact
     from avrl.cache import Cache
     from avrl.objectives import Network
     from avrl.training import Recipe
@@ -30,11 +33,11 @@ MEANT_FOR = {  # options that are refused with any other objective
 RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     **dict.fromkeys(
         ("epochs", "pairs_per_episode", "batch_size", "max_gap", "gpus", "accumulate", "workers"),
-        (lambda n: n >= 1, "1 or more"),
+        (lambda n: n >= 1, "is less than 1"),
     ),
-    **dict.fromkeys(("look_every", "probe_every"), (lambda n: n >= 0, "0 or more")),
-    **dict.fromkeys(("sample_decay", "loss_decay"), (lambda x: 0 < x <= 1, "in (0, 1]")),
-    **dict.fromkeys(("mask_ratio", "ema"), (lambda x: 0 <= x < 1, "in [0, 1)")),
+    **dict.fromkeys(("look_every", "probe_every"), (lambda n: n >= 0, "is less than 0")),
+    **dict.fromkeys(("sample_decay", "loss_decay"), (lambda x: 0 < x <= 1, "is not in (0, 1]")),
+    **dict.fromkeys(("mask_ratio", "ema"), (lambda x: 0 <= x < 1, "is not in [0, 1)")),
 }
 MASK_RATIO = {2: 0.75, 16: 0.9}  # the plan's; Tong et al. 2022 (VideoMAE)
 
@@ -90,18 +93,30 @@ class PretrainConfig:
     tracker: Annotated[
         Literal["none", "tensorboard", "wandb", "trackio"], Opt("Where the log goes as well", runtime=True)
     ] = "none"
+    sync: Annotated[str, Opt("Keep the run on s3://BUCKET/PREFIX, and go on from there", runtime=True)] = ""
+    sync_every: Annotated[str, Opt("Snapshots go to S3 at most this often", unit="90s, 10m, 2h", runtime=True)] = "10m"
+    shutdown: Annotated[bool, Opt("Power this machine off once all is on S3 and verified", runtime=True)] = False
 
     def __post_init__(self) -> None:
         if self.image_size < 16 or self.image_size % 16:
             raise ConfigError(f"--image-size {self.image_size} is not a multiple of 16 px", "try 224")
         for name, (fits, words) in RANGES.items():
             if not fits(getattr(self, name)):
-                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)} is not {words}")
+                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)} {words}")
+        _require_somewhere_to_keep(self)
         if self.gaps != "ratio" and self.sample_decay != PretrainConfig.sample_decay:
             raise ConfigError(f"--sample-decay {self.sample_decay} has no part in --gaps {self.gaps}", "leave it out")
         if self.batch_size % (self.gpus * self.accumulate):
             parts = f" x --accumulate {self.accumulate}" if self.accumulate > 1 else ""
             raise ConfigError(f"--batch-size {self.batch_size} does not divide among {self.gpus} GPUs{parts}")
+
+
+def _require_somewhere_to_keep(config: PretrainConfig) -> None:
+    seconds(config.sync_every, "sync_every")
+    if config.sync:
+        require_bucket(config.sync)
+    elif config.shutdown:
+        raise ConfigError("--shutdown without --sync would lose the checkpoint", "add --sync s3://BUCKET/PREFIX")
 
 
 def settled(config: PretrainConfig) -> PretrainConfig:
@@ -175,18 +190,65 @@ def recipe(config: PretrainConfig) -> Recipe:
 
 
 def _build(config: PretrainConfig, inputs: Inputs, out: Path) -> Built:
+    if not config.sync:
+        return _trained(config, inputs["frames"].root, out)
+    from avrl.sync import syncing
+
+    with syncing(_bucket(config), STAGE.key(config, inputs), out, seconds(config.sync_every, "sync_every")):
+        return _trained(config, inputs["frames"].root, out)
+
+
+def _bucket(config: PretrainConfig) -> str:
+    return config.sync.rstrip("/")
+
+
+def _trained(config: PretrainConfig, frames: Path, out: Path) -> Built:
     from avrl.ranks import launch, rank_of_job
     from avrl.trackers import require
     from avrl.training import train
 
     require(config.tracker)
-    frames = inputs["frames"].root
     if rank_of_job() is None and config.gpus > 1:
         return Built(launch(train, out, config.gpus, frames, recipe(config)))
     return Built(train(out, frames, recipe(config)))
 
 
 STAGE = Stage(name="checkpoints", version=3, config=PretrainConfig, slug=_slug, build=_build)
+
+
+def arrive(config: PretrainConfig, inputs: Inputs, cache: Cache) -> None:
+    """With ``--sync``, bring the finished checkpoint of this request from S3 if it is there and not here.
+
+    Raises:
+        ConfigError: ``--shutdown``, and this machine has no command for it.
+        TemporaryError: S3 fails, and there is nothing here to go on from.
+        IntegrityError: it is damaged there.
+    """
+    if config.shutdown:
+        from avrl.machine import require_power_off
+
+        require_power_off()
+    key, slug = STAGE.key(config, inputs), STAGE.slug(config, inputs)
+    if config.sync and not cache.find(STAGE.name, key):
+        from avrl.remoterun import bring_artifact
+
+        bring_artifact(_bucket(config), cache.partial(STAGE.name, slug, key), cache.path(STAGE.name, slug, key), key)
+
+
+def leave(config: PretrainConfig, artifact: Artifact) -> None:
+    """With ``--sync``, and the checkpoint on S3: its snapshots go from there, and with ``--shutdown`` the machine.
+
+    Raises:
+        SyncError: the copy on S3 does not verify, or the machine would not power off.
+    """
+    from avrl.machine import power_off
+    from avrl.remoterun import Snapshots, verify
+
+    if config.shutdown:
+        verify(artifact, _bucket(config))
+    Snapshots(f"{_bucket(config)}/{PARTIAL}{artifact.ref}", artifact.manifest.key).forget()
+    if config.shutdown:
+        power_off()
 
 
 def follow(config: PretrainConfig, inputs: Inputs, cache: Cache) -> bool:
@@ -200,12 +262,16 @@ def follow(config: PretrainConfig, inputs: Inputs, cache: Cache) -> bool:
     if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) == 0:
         return False
     from avrl.ranks import rank_of_job
+    from avrl.remoterun import is_finished
     from avrl.training import train
 
     key = STAGE.key(config, inputs)
     if rank_of_job() is None or cache.find(STAGE.name, key):
         return rank_of_job() is not None
-    partial = cache.partial(STAGE.name, STAGE.slug(config, inputs), key)
+    slug = STAGE.slug(config, inputs)
+    if config.sync and is_finished(_bucket(config), cache.path(STAGE.name, slug, key).name):
+        return True  # the first rank brings it
+    partial = cache.partial(STAGE.name, slug, key)
     partial.mkdir(parents=True, exist_ok=True)
     train(partial, inputs["frames"].root, recipe(config))
     return True
