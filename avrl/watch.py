@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LOOKS = 20  # of a run, unless asked for otherwise
-APART = 100  # steps between them at least: a look costs about as much as ten
+APART = 250  # steps between them at least: a look costs as much as some ten steps of batch 8, and three of batch 24
 NAME = "log.jsonl"
 
 

@@ -85,7 +85,7 @@ class PretrainConfig:
     frames_cap: Annotated[float, Opt("Disk for frames that lie on S3; 0: all but 1 GB", unit="GB", runtime=True)] = 0.0
     save_minutes: Annotated[float, Opt("Between snapshots", unit="minutes", runtime=True)] = 10.0
     look_every: Annotated[
-        int, Opt("Between pictures and meters of held-out pairs; 0: 20 a run", unit="steps", runtime=True)
+        int, Opt("Between pictures and meters of held-out pairs; 0: up to 20 a run", unit="steps", runtime=True)
     ] = 0
     probe_every: Annotated[
         int, Opt("Between probes of held-out motion, no labels; 0: none", unit="steps", runtime=True)
