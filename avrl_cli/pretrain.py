@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from avrl import jobs
 from avrl.artifact import Artifact
 from avrl.errors import AvrlError, ConfigError, SyncError
 from avrl.stages.prep import whole
@@ -29,9 +30,16 @@ def command(
         Literal["egodex", "bridge", "lerobot", "sample"], typer.Option(help="Whose frames to train on")
     ] = "egodex",
     frames: Annotated[str, typer.Option(help="Which frame store, if several; or s3://BUCKET/PREFIX/NAME")] = "",
+    launch_script: Annotated[
+        Literal["none", "slurm", "skypilot"], typer.Option(help="Print a job script for this run, and end")
+    ] = "none",
 ) -> None:
     """Pretrain an encoder on frame pairs. No action label is read."""
     config = settled(replace(config, objective=objective))
+    if launch_script != "none":
+        session.document["script"] = _script(launch_script, config, on, frames, session)
+        session.tell(session.document["script"])
+        return
     if frames.startswith("s3://"):
         from avrl.remotestore import mirrored
 
@@ -61,6 +69,16 @@ def command(
         if not session.dry_run:
             arrive(config, {"frames": found}, session.store)
         _leave(session, config, session.run(STAGE, config, {"frames": found}, expect + " episodes"))
+
+
+def _script(kind: str, config: PretrainConfig, on: str, frames: str, session: Session) -> str:
+    """The job script of this run."""
+    typed = ["pretrain", config.objective, *jobs.words(config)]
+    typed += (["--on", on] if on != "egodex" else []) + (["--frames", frames] if frames else [])
+    name = f"avrl-{network(vars(config)).name}"
+    if kind == "slurm":
+        return jobs.slurm(name, typed, session.cache, gpus=config.gpus, workers=config.workers).rstrip()
+    return jobs.skypilot(name, typed, gpus=config.gpus, frames=frames, sync=config.sync).rstrip()
 
 
 def _is_of(frames: Artifact, source: str) -> bool:
