@@ -19,7 +19,7 @@ from avrl.curve import Curve
 from avrl.errors import ConfigError
 from avrl.objectives import modules
 from avrl.pairs import Pairs, Sampling
-from avrl.ranks import Stop, Stopped, agree, told_by_first
+from avrl.ranks import Stop, Stopped, agree, lost_ranks, patience, told_by_first
 from avrl.store import opened
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ def learning_rate(step: int, total: int, warmup: int, peak: float) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
+@lost_ranks()
 def train(out: Path, frames: Path, recipe: Recipe) -> dict[str, Any]:
     """Train, from wherever an earlier call was stopped, and write the checkpoint. Every rank calls this.
 
@@ -78,10 +79,9 @@ def train(out: Path, frames: Path, recipe: Recipe) -> dict[str, Any]:
         ConfigError: the batch does not divide among the ranks, or the episodes are too few.
         DivergedError: the loss is not finite; no weights of that step are kept anywhere.
         Stopped: a signal came; the state is saved.
+        TemporaryError: another rank died, or does not answer.
     """
-    from accelerate import Accelerator
-
-    accelerator = Accelerator(cpu=recipe.device == "cpu", mixed_precision=_precision(recipe))
+    accelerator = _accelerator(recipe)
     world, rank = accelerator.num_processes, accelerator.process_index
     if recipe.batch_size % world:
         raise ConfigError(f"--batch-size {recipe.batch_size} does not divide among {world} processes")
@@ -165,6 +165,17 @@ class _Learner:
             "processes": self.accelerator.num_processes,
             "arithmetic": _arithmetic(self.accelerator),
         }
+
+
+def _accelerator(recipe: Recipe) -> Accelerator:
+    """Devices, ranks and arithmetic; ranks wait for each other so long and no longer."""
+    from accelerate import Accelerator, InitProcessGroupKwargs
+
+    return Accelerator(
+        cpu=recipe.device == "cpu",
+        mixed_precision=_precision(recipe),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=patience())],
+    )
 
 
 def _precision(recipe: Recipe) -> str:
