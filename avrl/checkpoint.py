@@ -1,7 +1,8 @@
 """Checkpoints: what training keeps. ``model.safetensors`` + ``config.json`` for good, snapshots to go on from.
 
-A snapshot directory is renamed into place after its ``state.json``, which carries the SHA-256 of its files, so
-an interrupted or rotten one is told from a good one. Retention runs after a snapshot is published, never before.
+A snapshot directory is renamed into place after its ``state.json``, which carries the SHA-256 of its files and has its
+own beside it, so an interrupted or rotten one is told from a good one. Retention runs after a snapshot is published,
+never before.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+OWN = "state.sha256"  # of state.json, where a flipped bit may be another number
 KEPT = 2  # snapshots that stay: if the newest is damaged, the one before it is still there
 
 
@@ -91,6 +93,7 @@ def save_snapshot(folder: Path, objective: Objective, optimizer: Optimizer, snap
         "sha256": {path.name: sha256_of(path) for path in sorted(partial.iterdir())},
     }
     write_durably(partial / "state.json", json.dumps(state).encode())
+    write_durably(partial / OWN, sha256_of(partial / "state.json").encode())
     partial.rename(final)
     for old in sorted(folder.glob("step-*"))[:-KEPT]:
         shutil.rmtree(old)
@@ -105,6 +108,8 @@ def load_snapshot(folder: Path, objective: Objective, optimizer: Optimizer) -> S
     found = sorted(folder.glob("step-*"), reverse=True)
     for path in found:
         try:
+            if sha256_of(path / "state.json") != (path / OWN).read_text(encoding="latin-1"):
+                raise IntegrityError(f"{path / 'state.json'} is not what {OWN} says")
             state = json.loads((path / "state.json").read_bytes())
             for name, digest in state["sha256"].items():
                 if sha256_of(path / name) != digest:

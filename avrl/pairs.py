@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -100,6 +101,9 @@ class Pairs:
         batch_size: Global batch, over all ranks.
         episodes: Rows of the store's episodes to draw from; if not given, all that are not held out.
 
+    Attributes:
+        waited_s: Seconds that `stream` has kept its reader waiting for frames.
+
     Raises:
         ConfigError: fewer pairs in an epoch than one batch takes, or no episode long enough for one.
     """
@@ -111,7 +115,7 @@ class Pairs:
         usable = episodes.filter(episodes["length"] >= sampling.num_frames)
         if not len(usable):
             raise ConfigError(f"no episode has {sampling.num_frames} frames, which is one sample", "see avrl prep")
-        self.store, self.sampling, self.batch_size = store, sampling, batch_size
+        self.store, self.sampling, self.batch_size, self.waited_s = store, sampling, batch_size, 0.0
         self._steps = sampling.num_frames - 1  # gaps from the first frame of a sample to its last
         self._sums = np.cumsum(sampling.shares())
         self._first = usable["dataset_from_index"].to_numpy()
@@ -184,7 +188,9 @@ class Pairs:
             jobs = (decoder.submit(self._read, *one, 1) for one in drawn)
             ahead = deque(itertools.islice(jobs, self.store.threads + 1))
             while ahead:
+                asked = time.monotonic()
                 current = ahead.popleft().result()
+                self.waited_s += time.monotonic() - asked
                 ahead.extend(itertools.islice(jobs, 1))
                 yield current
 

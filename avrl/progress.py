@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from typing import Any
 
 QUIET = "AVRL_QUIET"  # environment variable: it reaches the processes of other GPUs too
@@ -22,5 +23,7 @@ def bar(what: str, total: int | None, unit: str, *, initial: int = 0, hidden: bo
     """
     from tqdm import tqdm
 
+    # Its own lock is a semaphore of the system, which a killed process leaves behind with a warning on the terminal.
+    tqdm.set_lock(threading.RLock())
     silent = hidden or QUIET in os.environ or not sys.stderr.isatty()
     return tqdm(desc=what, total=total, unit=unit, initial=initial, disable=silent, **options)

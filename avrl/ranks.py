@@ -5,12 +5,16 @@ All ranks decide by the same all-reduced flags: ranks that disagree on whether t
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import signal
 import subprocess
+import sys
+import traceback
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,14 +22,46 @@ import torch
 from avrl import errors
 from avrl.artifact import SCRATCH, write_durably
 from avrl.errors import AvrlError, DivergedError, TemporaryError
+from avrl.workers import AGAIN, leave_with_parent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
     from types import FrameType
 
     from accelerate import Accelerator
     from torch import Tensor
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # the last is Slurm's warning
+# How long a collective waits for a rank that neither works nor dies: more than the longest save of the first rank,
+# for which the others wait. A rank that dies is noticed at once.
+PATIENCE_S = 600.0
+PATIENCE = "AVRL_RANK_TIMEOUT"  # seconds, instead of that
+SAVING_S = 100  # ranks that were sent a signal have so long to save: Slurm's warning comes 120 s before its kill
+# What gloo says, and torch's store, when another rank is gone; NCCL has exceptions of its own.
+GONE = ("gloo", "Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")
+
+
+def patience() -> timedelta:
+    """How long the ranks wait for each other."""
+    return timedelta(seconds=float(os.environ.get(PATIENCE, PATIENCE_S)))
+
+
+@contextlib.contextmanager
+def lost_ranks() -> Iterator[None]:
+    """Tell what a rank hears of another one's end for what it is; also a decorator.
+
+    Raises:
+        TemporaryError: another rank has died, or has not answered for `patience`.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        line = " ".join(str(error).split())
+        gone = isinstance(error, torch.distributed.DistError) or any(words in line for words in GONE)
+        if not gone or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            raise
+        raise TemporaryError(f"another training process died or hangs: {line[:200]}", AGAIN) from error
 
 
 @dataclass
@@ -36,7 +72,7 @@ class Stop:
     before: dict[int, Any] = field(default_factory=dict)
 
     def __enter__(self) -> Stop:
-        for one in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        for one in SIGNALS:
             self.before[one] = signal.signal(one, self._note)
         return self
 
@@ -49,7 +85,7 @@ class Stop:
 
 
 class Stopped(SystemExit):
-    """The run was asked to stop, and its state is saved. Its code is 130 or 143."""
+    """The run was asked to stop, and its state is saved. Its code is 130, 143, or 138 for USR1."""
 
 
 def agree(accelerator: Accelerator, loss: Tensor, stop: Stop, step: int) -> int:
@@ -121,12 +157,20 @@ def launch(train: Callable[..., dict[str, Any]], out: Path, processes: int, *arg
         nproc_per_node=processes,
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
+        run_id="avrl",
         max_restarts=0,
         start_method="spawn",
+        signals_to_handle=",".join(one.name for one in SIGNALS),
+        shutdown_timeout=SAVING_S,
     )
+    for name in [
+        one for one in logging.root.manager.loggerDict if one.startswith(("torch.distributed.", "torch.multi"))
+    ]:
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # we say in one line what it says in thirty
     verdict = out / SCRATCH / "verdict.json"
     verdict.parent.mkdir(parents=True, exist_ok=True)
     verdict.unlink(missing_ok=True)
+    before = {one: signal.getsignal(one) for one in SIGNALS}  # the launcher leaves its own behind
     try:
         elastic_launch(config, _child)(train, out, verdict, *args)
     except SignalException as error:
@@ -134,24 +178,36 @@ def launch(train: Callable[..., dict[str, Any]], out: Path, processes: int, *arg
     except ChildFailedError as error:
         _raise(verdict)
         words = str(error.get_first_failure()[1].message)[:200]
-        raise TemporaryError(f"a training process died: {words}", "run the same command: it goes on") from error
+        raise TemporaryError(f"a training process died: {words}", AGAIN) from error
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
     return _raise(verdict)
 
 
 def _child(train: Callable[..., dict[str, Any]], out: Path, verdict: Path, *args: Any) -> None:
-    """One rank's process: train, and leave a verdict that the parent can read."""
+    """One rank's process: train, and leave a verdict that the parent can read.
+
+    A process that returns waits for a word from the launcher, which gives none when a run is stopped: so it exits.
+    """
+    leave_with_parent()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("avrl").setLevel(logging.INFO if os.environ["RANK"] == "0" else logging.WARNING)
     word: dict[str, Any]
     try:
-        word = {"facts": train(out, *args)}
+        facts = train(out, *args)
+        if os.environ["RANK"] == "0":
+            write_durably(verdict, json.dumps({"facts": facts}).encode())
+        return
     except Stopped as stopped:
         word = {"stopped": stopped.code}
     except AvrlError as error:
-        write_durably(verdict, json.dumps({"error": type(error).__name__, "args": error.args}).encode())
-        raise
-    if os.environ["RANK"] == "0":
+        word = {"error": type(error).__name__, "args": error.args}
+    except Exception as error:
+        word = {"bug": f"{type(error).__name__}: {error}", "where": traceback.format_exc()}
+    if not verdict.exists():  # the first error is the cause: what the other ranks then hear is its echo
         write_durably(verdict, json.dumps(word).encode())
+    sys.exit(word.get("stopped", 1))
 
 
 def _raise(verdict: Path) -> dict[str, Any]:
@@ -159,6 +215,10 @@ def _raise(verdict: Path) -> dict[str, Any]:
     word = json.loads(verdict.read_bytes()) if verdict.exists() else {}
     if "error" in word:
         raise getattr(errors, word["error"])(*word["args"])
+    if "bug" in word:
+        bug = RuntimeError(word["bug"])
+        bug.add_note(word["where"])
+        raise bug
     if "stopped" in word:
         raise Stopped(word["stopped"])
     facts: dict[str, Any] = word.get("facts", {})

@@ -24,7 +24,7 @@ from avrl.curve import Curve
 from avrl.errors import ConfigError
 from avrl.objectives import Network, modules
 from avrl.pairs import Pairs, Sampling
-from avrl.ranks import Stop, Stopped, agree, told_by_first
+from avrl.ranks import Stop, Stopped, agree, lost_ranks, patience, told_by_first
 from avrl.store import opened
 from avrl.watch import Watch
 
@@ -77,6 +77,7 @@ def learning_rate(step: int, total: int, warmup: int, peak: float) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
+@lost_ranks()
 def train(out: Path, frames: Path, recipe: Recipe) -> dict[str, Any]:
     """Train, from wherever an earlier call was stopped, and write the checkpoint. Every rank calls this.
 
@@ -92,15 +93,11 @@ def train(out: Path, frames: Path, recipe: Recipe) -> dict[str, Any]:
         ConfigError: the batch does not divide among the ranks, or the episodes are too few.
         DivergedError: the loss is not finite; no weights of that step are kept anywhere.
         Stopped: a signal came; the state is saved.
+        TemporaryError: another rank died, or does not answer.
     """
-    from accelerate import Accelerator
-
-    accelerator = Accelerator(cpu=recipe.device == "cpu", mixed_precision=_precision(recipe))
+    accelerator = _accelerator(recipe)
     world, rank = accelerator.num_processes, accelerator.process_index
     pairs = _pairs(frames, recipe, world)
-    network = Network(**recipe.network)
-    if rank == 0:
-        log.info("%s", sentence(network, cost(network)))
     learner = _Learner(recipe, accelerator, out / SCRATCH / "snapshots")
     total = recipe.epochs * pairs.steps_per_epoch
     warmup = round(recipe.warmup_epochs * pairs.steps_per_epoch)
@@ -128,14 +125,13 @@ def train(out: Path, frames: Path, recipe: Recipe) -> dict[str, Any]:
     accelerator.wait_for_everyone()
     seconds = time.monotonic() - begun
     return {
-        **recipe.network,
-        **cost(network),
         **learner.facts(),
         "steps": total,
         "samples": total * recipe.batch_size,
         "final_loss": curve.rows[-1]["loss"],
         "final_skill": curve.rows[-1]["skill"],
         "final_held_out_skill": curve.rows[-1]["held_out_skill"],
+        "data_wait": round(pairs.waited_s / max(seconds, 1e-9), 4),
         "samples_per_second": round((total - first) * recipe.batch_size / max(seconds, 1e-9), 1),
     }
 
@@ -152,6 +148,9 @@ class _Learner:
 
     def __init__(self, recipe: Recipe, accelerator: Accelerator, snapshots: Path) -> None:
         self.recipe, self.accelerator, self.snapshots = recipe, accelerator, snapshots
+        self.network = Network(**recipe.network)
+        if accelerator.is_main_process:
+            log.info("%s", sentence(self.network, cost(self.network)))
         self.objective = checkpoint.build(recipe.network)
         modules(self.objective).to(accelerator.device)
         self.optimizer = torch.optim.AdamW(_groups(self.objective, recipe.weight_decay), lr=recipe.lr, betas=BETAS)
@@ -205,12 +204,25 @@ class _Learner:
         """What ran, and on what."""
         on_gpu = self.accelerator.device.type == "cuda"
         return {
+            **self.recipe.network,
+            **cost(self.network),
             "baseline": self.objective.baseline,
             "weights": f"running mean, decay {self.recipe.ema}" if self.recipe.ema else "last step",
             "device": torch.cuda.get_device_name() if on_gpu else "cpu",
             "processes": self.accelerator.num_processes,
             "arithmetic": _arithmetic(self.accelerator),
         }
+
+
+def _accelerator(recipe: Recipe) -> Accelerator:
+    """Devices, ranks and arithmetic; ranks wait for each other so long and no longer."""
+    from accelerate import Accelerator, InitProcessGroupKwargs
+
+    return Accelerator(
+        cpu=recipe.device == "cpu",
+        mixed_precision=_precision(recipe),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=patience())],
+    )
 
 
 def _precision(recipe: Recipe) -> str:

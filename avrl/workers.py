@@ -74,10 +74,15 @@ def _attend() -> None:
     """Begin a worker: signals to the group are for the parent to answer; without it a worker would wait for ever."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    leave_with_parent()
 
 
-def _leave_with_parent() -> None:
+def leave_with_parent() -> None:
+    """End this process when the one that started it has ended, even by SIGKILL: it would work for nobody."""
+    threading.Thread(target=_leave, daemon=True).start()
+
+
+def _leave() -> None:
     parent = parent_process()
     if parent:
         parent.join()

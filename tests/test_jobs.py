@@ -86,7 +86,9 @@ def test_a_skypilot_task_runs_the_same_words():
     assert is_bash(task["setup"])
 
 
-@pytest.mark.parametrize("given", [[], ["--frames", "s3://b/f"], ["--sync", "s3://b/r"], ["--frames", "mine"]])
+@pytest.mark.parametrize(
+    "given", [[], ["--frames", "s3://bucket/f"], ["--sync", "s3://bucket/r"], ["--frames", "mine"]]
+)
 def test_a_rented_machine_must_find_frames_and_keep_the_run(given):
     said = avrl("pretrain", "two-stream", *given, "--launch-script", "skypilot", code=2)
     assert "a rented machine needs" in said

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import polars as pl
@@ -170,21 +169,6 @@ def test_two_ranks_have_the_same_curve_as_one_process(objective, frames, tmp_pat
         torch.testing.assert_close(tensor, weights[1][name], rtol=1e-3, atol=1e-4)
 
 
-def test_a_killed_rank_ends_the_run_with_a_temporary_error_and_it_goes_on(frames, tmp_path):
-    changed = {"epochs": 40, "save_minutes": 0.0}
-    process = two_ranks(tmp_path / "out", frames, **changed)
-    snapshots = tmp_path / "out/scratch/snapshots"
-    deadline = time.monotonic() + 60
-    while not (snapshots.is_dir() and list(snapshots.glob("step-*"))) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    ranks = subprocess.check_output(["pgrep", "-g", str(process.pid), "-f", "spawn_main"], text=True).split()
-    os.kill(int(ranks[-1]), signal.SIGKILL)
-    words = process.communicate(timeout=60)[1]
-    assert process.returncode != 0
-    assert "TemporaryError" in words
-    assert checkpoint.load_snapshot(snapshots, *fresh()) is not None
-
-
 def fresh(objective="single-stream"):
     built = checkpoint.build(recipe(objective).network)
     return built, torch.optim.AdamW(modules(built).parameters())
@@ -222,8 +206,6 @@ def test_a_flipped_bit_in_the_newest_snapshot_falls_back_to_the_one_before(name,
     data[len(data) // 2] ^= 4
     damaged.write_bytes(data)
     found = checkpoint.load_snapshot(tmp_path, *fresh())
-    if name == "state.json" and found is not None and found.step != 2:
-        pytest.skip("this flip left the JSON's meaning alone")
     assert found is not None
     assert found.step == 2
     assert "step-000000003" in caplog.text
