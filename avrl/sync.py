@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from avrl import remoterun
 from avrl.artifact import MANIFEST, File, sha256_of
+from avrl.checkpoint import OWN
 from avrl.errors import AvrlError, IntegrityError
 from avrl.machine import on_notice
 from avrl.mirror import upload
@@ -139,7 +140,7 @@ class _Sender(threading.Thread):
         shutil.rmtree(held.parent, ignore_errors=True)
         held.mkdir(parents=True)
         digests = json.loads((source / "state.json").read_bytes())["sha256"]
-        digests["state.json"] = sha256_of(source / "state.json")
+        digests |= {name: sha256_of(source / name) for name in ("state.json", OWN)}
         for name in digests:
             try:
                 os.link(source / name, held / name)

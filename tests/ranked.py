@@ -71,8 +71,8 @@ class Poisoned(Prediction):
         return {**parts, "loss": parts["loss"] * (torch.nan if poison else 1)}
 
 
-def create(size, image_size, **settings):
-    made = single_stream.create(size, image_size, **settings)
+def create(network):
+    made = single_stream.create(network)
     made.__class__ = Poisoned
     return made
 

@@ -21,7 +21,7 @@ from avrl.sync import syncing
 
 URL, KEY, RUN = f"s3://{NAME}/runs", "k" * 64, ".partial-clips-kkkk"
 PLACE = f"runs/{RUN}"
-FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
+FILES = ("model.safetensors", "optimizer.safetensors", "state.json", "state.sha256")
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +45,7 @@ def save(out, step):
         (partial / name).write_bytes(f"{name} {step}".encode() * 100)
     digests = {name: hashlib.sha256((partial / name).read_bytes()).hexdigest() for name in FILES[:2]}
     (partial / "state.json").write_text(json.dumps({"step": step, "sha256": digests}))
+    (partial / "state.sha256").write_text(hashlib.sha256((partial / "state.json").read_bytes()).hexdigest())
     partial.rename(here / name_of(step))
     return here / name_of(step)
 

@@ -190,6 +190,9 @@ def recipe(config: PretrainConfig) -> Recipe:
 
 
 def _build(config: PretrainConfig, inputs: Inputs, out: Path) -> Built:
+    from avrl.trackers import require
+
+    require(config.tracker)
     if not config.sync:
         return _trained(config, inputs["frames"].root, out)
     from avrl.sync import syncing
@@ -204,10 +207,8 @@ def _bucket(config: PretrainConfig) -> str:
 
 def _trained(config: PretrainConfig, frames: Path, out: Path) -> Built:
     from avrl.ranks import launch, rank_of_job
-    from avrl.trackers import require
     from avrl.training import train
 
-    require(config.tracker)
     if rank_of_job() is None and config.gpus > 1:
         return Built(launch(train, out, config.gpus, frames, recipe(config)))
     return Built(train(out, frames, recipe(config)))

@@ -87,7 +87,7 @@ class ObjectiveContract:
         assert loss["error"] < 0.05 * loss["reference"]
 
     def test_panels_are_pictures_of_one_size_and_the_target_is_what_was_seen(self):
-        frames, _, seed = batch()
+        frames, _, seed = self.batch()
         objective = self.make()
         with torch.no_grad():
             panels, again = objective.panels(frames, seed), objective.panels(frames, seed)
