@@ -95,7 +95,7 @@ def seen(out, name, ranks):
 def check(out, frames, asked, ranks):
     for name in ("saved", "stopped"):
         assert files(out / name) == files(out / "undisturbed")
-    assert len(snapshots(out / "saved")) == 3 * (STEPS - 1)
+    assert len(snapshots(out / "saved")) == 4 * (STEPS - 1)
     assert snapshots(out / "saved") == snapshots(out / "stopped")
     pairs = Pairs(FrameStore(frames), asked.sampling, asked.batch_size)
     order = [pairs.draw(step)[2].tolist() for step in range(STEPS)]
