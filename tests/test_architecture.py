@@ -31,7 +31,7 @@ LAYERS = {
         avrl.stages avrl.stages.fetch avrl.stages.prep avrl.stages.pretrain avrl.stages.probe avrl.stages.report
     """,
     "hops": """
-        avrl.checkpoint avrl.curve avrl.ranks avrl.training
+        avrl.checkpoint avrl.curve avrl.launch_script avrl.ranks avrl.training
         avrl.features avrl.probing
         avrl.comparison avrl.tables avrl.verdicts avrl.answers avrl.pictures avrl.typeset avrl.page avrl.report
     """,
