@@ -31,7 +31,7 @@ LAYERS = {
         avrl.stages avrl.stages.fetch avrl.stages.prep avrl.stages.pretrain avrl.stages.probe avrl.stages.report
     """,
     "hops": """
-        avrl.checkpoint avrl.curve avrl.launch_script avrl.ranks avrl.training
+        avrl.checkpoint avrl.curve avrl.export avrl.launch_script avrl.ranks avrl.training
         avrl.features avrl.probing
         avrl.comparison avrl.tables avrl.verdicts avrl.answers avrl.pictures avrl.typeset avrl.page avrl.report
     """,
@@ -58,7 +58,7 @@ SPINE = LAYERS["spine"].split()
 SCRIPTS = {"avrl.sample.containers", "avrl.sample.render"}
 
 # What pretraining is made of, and what knows actions. The scientific claim hangs on these two lines.
-ACTION_FREE = ("pairs", "augment", "objectives", "encoders", "checkpoint", "training", "curve", "ranks")
+ACTION_FREE = ("pairs", "augment", "objectives", "encoders", "checkpoint", "training", "curve", "ranks", "export")
 KNOWS_ACTIONS = ("labels", "outcome", "probes", "probing", "sources")
 
 HEAVY = {"torch", "torchvision", "timm", "zarr", "boto3", "polars", "numpy"}

@@ -24,7 +24,7 @@ class SingleStream(nn.Module):
         dim = size.embed_dim
         self.tokens = vit.Tokens(M_CHANNELS + P_CHANNELS, image_size, dim)
         self.blocks = vit.blocks(dim, size.num_heads, size.depth)
-        self.norm = nn.LayerNorm(dim)
+        self.norm = vit.norm(dim)
         self.form = nn.Conv2d(P_CHANNELS, dim, vit.PATCH_SIZE, vit.PATCH_SIZE)
         self.change = nn.Linear(dim, dim)
 
@@ -37,6 +37,11 @@ class SingleStream(nn.Module):
         """See the class."""
         cls = self.stream(img_t_BCHW, img_tk_BCHW)[:, 0]
         return self.form(parvo(img_t_BCHW)).flatten(2).mT, self.change(cls)
+
+    def plain(self) -> vit.Plain:
+        """See `avrl.objectives.Objective.plain`."""
+        channels = "dL, dR, dG, dB (frame t+k minus frame t), Sobel x, Sobel y, R, G, B (of frame t)"
+        return vit.Plain(self.tokens, self.blocks, self.norm, channels)
 
 
 def _encoder(network: nn.Module) -> PairEncoder:

@@ -28,7 +28,7 @@ class TwoStream(nn.Module):
         self.m_stages = nn.ModuleList(vit.blocks(dim, size.num_heads, depth) for _ in range(STAGES))
         self.p_stages = nn.ModuleList(vit.blocks(dim, size.num_heads, depth) for _ in range(STAGES))
         self.exchanges = nn.ModuleList(vit.blocks(dim, size.num_heads, 1) for _ in range(STAGES - 1))
-        self.m_norm, self.p_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.m_norm, self.p_norm = vit.norm(dim), vit.norm(dim)
         self.fuse = nn.Linear(2 * dim, dim)
 
     def streams(self, img_t_BCHW: Tensor, img_tk_BCHW: Tensor) -> tuple[Tensor, Tensor]:

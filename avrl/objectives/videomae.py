@@ -40,7 +40,7 @@ class VideoMAE(nn.Module):
         dim, narrow = size.embed_dim, size.decoder_dim
         self.tokens = vit.Tokens(3 * FRAMES, image_size, dim)
         self.blocks = vit.blocks(dim, size.num_heads, size.depth)
-        self.norm = nn.LayerNorm(dim)
+        self.norm = vit.norm(dim)
         self.narrow = nn.Linear(dim, narrow)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, narrow))
         self.decoder = vit.blocks(narrow, max(1, narrow // 64), size.decoder_depth)
@@ -94,6 +94,10 @@ class VideoMAE(nn.Module):
             return {"cls": cls, "patch-mean": patches.mean(1), "grid": vit.grid(patches)}, patches
 
         return PairEncoder(read, {"cls": dim, "patch-mean": dim, "grid": 9 * dim}, self.image_size)
+
+    def plain(self) -> vit.Plain:
+        """See `avrl.objectives.Objective.plain`."""
+        return vit.Plain(self.tokens, self.blocks, self.norm, "R, G, B of frame t, R, G, B of frame t+k, in [0, 1]")
 
 
 def _normalised(patches_BND: Tensor) -> Tensor:

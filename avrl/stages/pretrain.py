@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from avrl.config import Opt
+from avrl.config import Opt, as_json
 from avrl.errors import ConfigError
 from avrl.stage import Built, Inputs, Stage
 
@@ -90,16 +90,20 @@ def recipe(config: PretrainConfig) -> Recipe:
 
 
 def _build(config: PretrainConfig, inputs: Inputs, out: Path) -> Built:
+    from avrl.export import export
     from avrl.ranks import launch, rank_of_job
     from avrl.training import train
 
-    frames = inputs["frames"].root
+    frames = inputs["frames"]
     if rank_of_job() is None and config.gpus > 1:
-        return Built(launch(train, out, config.gpus, frames, recipe(config)))
-    return Built(train(out, frames, recipe(config)))
+        facts = launch(train, out, config.gpus, frames.root, recipe(config))
+    else:
+        facts = train(out, frames.root, recipe(config))
+    export(out, as_json(config, runtime=False), facts, frames)
+    return Built(facts)
 
 
-STAGE = Stage(name="checkpoints", version=2, config=PretrainConfig, slug=_slug, build=_build)
+STAGE = Stage(name="checkpoints", version=3, config=PretrainConfig, slug=_slug, build=_build)
 
 
 def follow(config: PretrainConfig, inputs: Inputs, cache: Cache) -> bool:
