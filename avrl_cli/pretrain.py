@@ -5,14 +5,16 @@ With ``--frames s3://...`` even ``--dry-run`` writes into the cache: the store's
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from avrl import jobs
 from avrl.artifact import Artifact
 from avrl.errors import AvrlError, ConfigError, SyncError
+from avrl.launch_script import SCRIPTS, Launch, without
 from avrl.stages.prep import whole
 from avrl.stages.pretrain import STAGE, PretrainConfig, arrive, follow, leave, network, settled
 from avrl_cli.options import verb
@@ -31,15 +33,12 @@ def command(
     ] = "egodex",
     frames: Annotated[str, typer.Option(help="Which frame store, if several; or s3://BUCKET/PREFIX/NAME")] = "",
     launch_script: Annotated[
-        Literal["none", "slurm", "skypilot"], typer.Option(help="Print a job script for this run, and end")
-    ] = "none",
+        Literal["slurm", "skypilot"] | None,
+        typer.Option(help="Print an sbatch script or a SkyPilot task for exactly this run, and do nothing else"),
+    ] = None,
 ) -> None:
     """Pretrain an encoder on frame pairs. No action label is read."""
     config = settled(replace(config, objective=objective))
-    if launch_script != "none":
-        session.document["script"] = _script(launch_script, config, on, frames, session)
-        session.tell(session.document["script"])
-        return
     if frames.startswith("s3://"):
         from avrl.remotestore import mirrored
 
@@ -58,6 +57,10 @@ def command(
             make="avrl prep" if on == "egodex" else f"avrl prep {on}",
             option="--frames",
         )
+    if launch_script:
+        session.document["launch_script"] = SCRIPTS[launch_script](_launch(session, config, frames, found))
+        session.tell(session.document["launch_script"].rstrip("\n"))
+        return
     if session.dry_run and not session.store.find(STAGE.name, STAGE.key(config, {"frames": found})):
         from avrl.cost import cost, sentence
 
@@ -71,14 +74,19 @@ def command(
         _leave(session, config, session.run(STAGE, config, {"frames": found}, expect + " episodes"))
 
 
-def _script(kind: str, config: PretrainConfig, on: str, frames: str, session: Session) -> str:
-    """The job script of this run."""
-    typed = ["pretrain", config.objective, *jobs.words(config)]
-    typed += (["--on", on] if on != "egodex" else []) + (["--frames", frames] if frames else [])
-    name = f"avrl-{network(vars(config)).name}"
-    if kind == "slurm":
-        return jobs.slurm(name, typed, session.cache, gpus=config.gpus, workers=config.workers).rstrip()
-    return jobs.skypilot(name, typed, gpus=config.gpus, frames=frames, sync=config.sync).rstrip()
+def _launch(session: Session, config: PretrainConfig, frames: str, found: Artifact) -> Launch:
+    """This run, with the words that were typed for it."""
+    return Launch(
+        name=f"avrl-{network(vars(config)).name}-{config.size}",
+        words=without(sys.argv[1:], "--launch-script", "--cache"),
+        gpus=config.gpus,
+        workers=config.workers,
+        on_gpu=config.device != "cpu",
+        cache=session.cache.resolve(),
+        folder=Path.cwd(),
+        frames=None if frames.startswith("s3://") else found.root.resolve(),
+        frames_gb=found.bytes / 1e9,
+    )
 
 
 def _is_of(frames: Artifact, source: str) -> bool:

@@ -31,8 +31,8 @@ LAYERS = {
         avrl.stages avrl.stages.fetch avrl.stages.prep avrl.stages.pretrain avrl.stages.probe avrl.stages.report
     """,
     "hops": """
-        avrl.averaging avrl.checkpoint avrl.cost avrl.curve avrl.looks avrl.ranks avrl.training avrl.watch
-        avrl.machine avrl.remoterun avrl.sync
+        avrl.averaging avrl.checkpoint avrl.cost avrl.curve avrl.export avrl.launch_script avrl.looks avrl.ranks
+        avrl.training avrl.watch avrl.machine avrl.remoterun avrl.sync
         avrl.features avrl.probing
         avrl.comparison avrl.tables avrl.verdicts avrl.answers avrl.pictures avrl.typeset avrl.page avrl.report
     """,
@@ -40,7 +40,7 @@ LAYERS = {
         avrl.episodes avrl.frames avrl.plan avrl.packing avrl.workers avrl.labels avrl.pairs avrl.augment avrl.store
         avrl.codec avrl.video avrl.stills avrl.claims avrl.lerobot avrl.pickles
         avrl.http avrl.server avrl.s3 avrl.mirror avrl.zips avrl.remotezip avrl.members avrl.locks avrl.remotestore
-        avrl.addresses avrl.jobs
+        avrl.addresses
         avrl.tfrecord avrl.intervals avrl.outcome avrl.torchvision_ops
         avrl.sources avrl.sources.bridge avrl.sources.bridge_lerobot avrl.sources.bridge_raw avrl.sources.bridge_rlds
         avrl.sources.egodex avrl.sources.lerobot
@@ -61,7 +61,7 @@ SCRIPTS = {"avrl.sample.containers", "avrl.sample.render"}
 # What pretraining is made of, and what knows actions. The scientific claim hangs on these two lines.
 ACTION_FREE = (
     *("pairs", "augment", "objectives", "encoders", "checkpoint", "training", "curve", "ranks", "averaging", "cost"),
-    *("watch", "looks", "meters", "alarms", "trackers", "sync"),
+    *("watch", "looks", "meters", "alarms", "trackers", "sync", "export"),
 )
 KNOWS_ACTIONS = ("labels", "outcome", "probes", "probing", "sources")
 

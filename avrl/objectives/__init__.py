@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from avrl.encoders import Encoder
+    from avrl.objectives.vit import Plain
 
 OBJECTIVES = {
     "two-stream": "avrl.objectives.two_stream",
@@ -92,6 +93,10 @@ class Objective(Protocol):
 
     def encoder(self) -> Encoder:
         """The encoder to keep; it shares the objective's weights."""
+        ...
+
+    def plain(self) -> Plain | None:
+        """The transformer that gives the encoder's tokens, if it is one that timm has too; None if it is another."""
         ...
 
 

@@ -99,6 +99,11 @@ class Prediction(nn.Module):
         """The encoder to keep."""
         return self._encoder(self.network)
 
+    def plain(self) -> vit.Plain | None:
+        """What the network has, if it is one plain transformer; see `avrl.objectives.Objective`."""
+        offer = getattr(self.network, "plain", None)
+        return offer() if offer else None
+
 
 class PairEncoder:
     """A pretrained network as an `avrl.encoders.Encoder` of frame pairs.

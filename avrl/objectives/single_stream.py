@@ -13,15 +13,21 @@ import torch
 from torch import Tensor, nn
 
 from avrl.objectives import vit
-from avrl.objectives.channels import M_CHANNELS, P_CHANNELS, magno, parvo
+from avrl.objectives.channels import P_CHANNELS, magno, parvo
 from avrl.objectives.prediction import PairEncoder, Prediction
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from avrl.objectives import Network
 
     See = Callable[[Tensor, Tensor], Tensor]
+
+
+NINE = (
+    *(f"d{one} (frame t+k minus frame t)" for one in "LRGB"),
+    *(f"{one} of frame t" for one in ("Sobel x", "Sobel y", "R", "G", "B")),
+)
 
 
 class Form(nn.Conv2d):
@@ -41,17 +47,17 @@ class SingleStream(nn.Module):
     Args:
         size: Width and depth.
         image_size: Side of the square input, px.
-        channels: How many `see` gives.
+        channels: What `see` gives, by name.
         see: ``(img_t, img_tk) -> (B, channels, H, W)``.
     """
 
-    def __init__(self, size: vit.Size, image_size: int, channels: int, see: See) -> None:
+    def __init__(self, size: vit.Size, image_size: int, channels: Sequence[str], see: See) -> None:
         super().__init__()
         dim = size.embed_dim
-        self.see = see
-        self.tokens = vit.Tokens(channels, image_size, dim)
+        self.channels, self.see = channels, see
+        self.tokens = vit.Tokens(len(channels), image_size, dim)
         self.blocks = vit.blocks(dim, size.num_heads, size.depth)
-        self.norm = nn.LayerNorm(dim)
+        self.norm = vit.norm(dim)
         self.form: nn.Module | None = Form(dim)
         self.change = nn.Linear(dim, dim)
 
@@ -63,6 +69,10 @@ class SingleStream(nn.Module):
         """See the class."""
         tokens = self.stream(img_t_BCHW, img_tk_BCHW)
         return tokens[:, 1:] if self.form is None else self.form(img_t_BCHW), self.change(tokens[:, 0])
+
+    def plain(self) -> vit.Plain:
+        """See `avrl.objectives.Objective.plain`."""
+        return vit.Plain(self.tokens, self.blocks, self.norm, ", ".join(self.channels))
 
 
 def nine(img_t_BCHW: Tensor, img_tk_BCHW: Tensor) -> Tensor:
@@ -90,7 +100,7 @@ def _encoder(network: nn.Module) -> PairEncoder:
     return PairEncoder(read, readouts, side * vit.PATCH_SIZE)
 
 
-def build(network: Network, channels: int, see: See) -> Prediction:
+def build(network: Network, channels: Sequence[str], see: See) -> Prediction:
     """One transformer on the channels that `see` makes of both frames."""
     size = vit.SIZES[network.size]
     model = SingleStream(size, network.image_size, channels, see)
@@ -102,4 +112,4 @@ def build(network: Network, channels: int, see: See) -> Prediction:
 
 def create(network: Network) -> Prediction:
     """Single-Stream; it masks nothing, so ``mask_ratio`` has no part in it."""
-    return build(network, M_CHANNELS + P_CHANNELS, nine)
+    return build(network, NINE, nine)

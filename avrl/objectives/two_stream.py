@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from avrl.objectives import Network
 
 STAGES = 3
+BOTH = tuple(f"{one} of frame {when}" for when in ("t", "t+k") for one in "RGB")  # of the early fusion
 ONE_STREAM = {"m-only": "m", "p-only": "p"}
 
 
@@ -36,7 +37,7 @@ class TwoStream(nn.Module):
         self.m_stages = nn.ModuleList(vit.blocks(dim, size.num_heads, depth) for _ in range(STAGES))
         self.p_stages = nn.ModuleList(vit.blocks(dim, size.num_heads, depth) for _ in range(STAGES))
         self.exchanges = nn.ModuleList(vit.blocks(dim, size.num_heads, 1) for _ in range(STAGES - 1))
-        self.m_norm, self.p_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.m_norm, self.p_norm = vit.norm(dim), vit.norm(dim)
         self.fuse = nn.Linear(2 * dim, dim)
         self.form: nn.Module | None = None  # embeds P for a decoder that no stream serves
         self.fuse_patches: nn.Module | None = None
@@ -113,10 +114,15 @@ def _encoder(network: nn.Module) -> PairEncoder:
     return PairEncoder(read, readouts, side * vit.PATCH_SIZE)
 
 
+def _both(img_t_BCHW: Tensor, img_tk_BCHW: Tensor) -> Tensor:
+    """The two frames, one after the other (B, 6, H, W)."""
+    return torch.cat([img_t_BCHW, img_tk_BCHW], 1)
+
+
 def create(network: Network) -> Prediction:
     """Two-Stream, or what an ablation leaves of it; it masks nothing, so ``mask_ratio`` has no part in it."""
     if network.ablate == "early-fusion":
-        return single_stream.build(network, 6, lambda img_t, img_tk: torch.cat([img_t, img_tk], 1))
+        return single_stream.build(network, BOTH, _both)
     size = vit.SIZES[network.size]
     model = TwoStream(size, network.image_size)
     objective = Prediction(model, _encoder, size, network.image_size, network.loss_decay)

@@ -43,7 +43,7 @@ class VideoMAE(nn.Module):
         self.tubelets = network.num_frames // FRAMES
         self.tokens = vit.Tokens(3 * FRAMES, self.image_size, dim)
         self.blocks = vit.blocks(dim, size.num_heads, size.depth)
-        self.norm = nn.LayerNorm(dim)
+        self.norm = vit.norm(dim)
         self.narrow = nn.Linear(dim, narrow)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, narrow))
         self.decoder = vit.blocks(narrow, max(1, narrow // 64), size.decoder_depth)
@@ -144,6 +144,12 @@ class VideoMAE(nn.Module):
             return {"cls": cls, "patch-mean": patches.mean(1), "grid": vit.grid(patches)}, patches
 
         return PairEncoder(read, {"cls": dim, "patch-mean": dim, "grid": 9 * dim}, self.image_size)
+
+    def plain(self) -> vit.Plain | None:
+        """See `avrl.objectives.Objective.plain`; timm has no transformer of several tubelets in time."""
+        if self.tubelets > 1:
+            return None
+        return vit.Plain(self.tokens, self.blocks, self.norm, "R, G, B of frame t, R, G, B of frame t+k, in [0, 1]")
 
 
 def _normalised(patches_BND: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ Legend: B samples, C channels, H W pixels, N patches, D embed_dim.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -15,6 +16,8 @@ from avrl.torchvision_ops import timm
 
 PATCH_SIZE = 16
 M = TypeVar("M", bound=nn.Module)
+# As timm's transformer and MAE have it. torch's own adds 1e-5, and timm's blocks have had both.
+norm = partial(nn.LayerNorm, eps=1e-6)
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,10 @@ SIZES = {
 def blocks(embed_dim: int, num_heads: int, depth: int) -> nn.Sequential:
     """`depth` pre-norm transformer blocks, MLP ratio 4."""
     return nn.Sequential(
-        *(timm.models.vision_transformer.Block(embed_dim, num_heads, qkv_bias=True) for _ in range(depth))
+        *(
+            timm.models.vision_transformer.Block(embed_dim, num_heads, qkv_bias=True, norm_layer=norm)
+            for _ in range(depth)
+        )
     )
 
 
@@ -86,6 +92,20 @@ class Tokens(nn.Module):
         """Patches with positions, without CLS: (B, N, D)."""
         patches: Tensor = self.project(picture_BCHW).flatten(2).mT
         return patches + self.position
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A vision transformer like timm's own inside an objective's network: what `avrl.export` can write for timm.
+
+    Attributes:
+        channels: What the channels of its picture are, in order.
+    """
+
+    tokens: Tokens
+    blocks: nn.Sequential
+    norm: nn.LayerNorm
+    channels: str
 
 
 def patchify(pictures_BCHW: Tensor) -> Tensor:

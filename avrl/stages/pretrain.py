@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from avrl.addresses import require_bucket
 from avrl.cache import PARTIAL
-from avrl.config import Opt, seconds
+from avrl.config import Opt, as_json, seconds
 from avrl.errors import ConfigError
 from avrl.stage import Built, Inputs, Stage
 
@@ -194,24 +194,28 @@ def _build(config: PretrainConfig, inputs: Inputs, out: Path) -> Built:
 
     require(config.tracker)
     if not config.sync:
-        return _trained(config, inputs["frames"].root, out)
+        return _trained(config, inputs["frames"], out)
     from avrl.sync import syncing
 
     with syncing(_bucket(config), STAGE.key(config, inputs), out, seconds(config.sync_every, "sync_every")):
-        return _trained(config, inputs["frames"].root, out)
+        return _trained(config, inputs["frames"], out)
 
 
 def _bucket(config: PretrainConfig) -> str:
     return config.sync.rstrip("/")
 
 
-def _trained(config: PretrainConfig, frames: Path, out: Path) -> Built:
+def _trained(config: PretrainConfig, frames: Artifact, out: Path) -> Built:
+    from avrl.export import export
     from avrl.ranks import launch, rank_of_job
     from avrl.training import train
 
     if rank_of_job() is None and config.gpus > 1:
-        return Built(launch(train, out, config.gpus, frames, recipe(config)))
-    return Built(train(out, frames, recipe(config)))
+        facts = launch(train, out, config.gpus, frames.root, recipe(config))
+    else:
+        facts = train(out, frames.root, recipe(config))
+    export(out, as_json(config, runtime=False), facts, frames)
+    return Built(facts)
 
 
 STAGE = Stage(name="checkpoints", version=3, config=PretrainConfig, slug=_slug, build=_build)

@@ -1,0 +1,163 @@
+"""Launch scripts: the text that runs one `avrl pretrain` on a Slurm cluster or by SkyPilot. Nothing is submitted here.
+
+Both run the very words that were typed, so that what they make has the key of the run that was asked for, and a
+job that was stopped goes on when the same script runs again.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from avrl import __version__
+from avrl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+WARNING_S = 120  # before Slurm's kill: a snapshot of ViT-B takes seconds, on a slow disk a minute
+MEMORY_GB = 8  # a process: torch beside a GPU takes some 4
+DISK_GB = 100  # beside the frames: a system image with drivers takes some 50
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One run, as its scripts need it.
+
+    Attributes:
+        name: Of the job.
+        words: What was typed after ``avrl``, without the options that the script takes over.
+        gpus: Processes, one a GPU.
+        workers: Decoder threads a process.
+        on_gpu: False with ``--device cpu``.
+        cache: Absolute path of the cache.
+        folder: Absolute path of the folder that relative paths among the words start from.
+        frames: Absolute path of the frames, or None if they lie on S3.
+        frames_gb: Their size.
+    """
+
+    name: str
+    words: Sequence[str]
+    gpus: int
+    workers: int
+    on_gpu: bool
+    cache: Path
+    folder: Path
+    frames: Path | None
+    frames_gb: float
+
+
+def without(words: Sequence[str], *options: str) -> list[str]:
+    """The words less these options and their values, ``--option value`` or ``--option=value``."""
+    left, skip = [], False
+    for word in words:
+        name, given, _ = word.partition("=")
+        if not skip and name not in options:
+            left.append(word)
+        skip = not skip and name in options and not given
+    return left
+
+
+def slurm(run: Launch) -> str:
+    """An sbatch script: one task a GPU, a warning before the time is over, and into the queue again.
+
+    Source of the options: sbatch(1), srun(1), scontrol(1). GPUs are asked for the node: with ``--gpus-per-task`` a
+    task sees only its own, as number 0, and torch looks for them by LOCAL_RANK. Since Slurm 22.05 ``srun`` does not
+    take over ``--cpus-per-task``. A dead task takes the others with it at once, some perhaps as terminated (143).
+
+    Raises:
+        ConfigError: a word or path that a script cannot hold.
+    """
+    cores = run.workers + 1
+    gres = [f"#SBATCH --gres=gpu:{run.gpus}"] * run.on_gpu
+    lines = [
+        "#!/bin/bash",
+        f"# Printed by avrl {__version__}, and not submitted. Save it in a file and type: sbatch FILE",
+        "# Edit this line: the longest turn that your queue gives. A run that needs more goes on in the next turn.",
+        "#SBATCH --time=24:00:00",
+        f"#SBATCH --job-name={run.name}",
+        "#SBATCH --nodes=1",
+        f"#SBATCH --ntasks-per-node={run.gpus}",
+        f"#SBATCH --cpus-per-task={cores}",
+        *gres,
+        f"#SBATCH --mem={MEMORY_GB * run.gpus}G",
+        f"#SBATCH --signal=USR1@{WARNING_S}",
+        "#SBATCH --requeue",
+        "#SBATCH --open-mode=append",
+        "#SBATCH --output=%x-%j.out",
+        "",
+        f"cd {_quoted(run.folder)} || exit 2",
+        f"export AVRL_CACHE={_quoted(run.cache)}",
+        "# If avrl is not on the PATH that you submit with, activate its environment here.",
+        f"srun --kill-on-bad-exit=1 --cpus-per-task={cores} avrl {_line(run.words)}",
+        "code=$?",
+        "# 138, 143: stopped and saved. 5, or a process killed (134, 137): another try may help, but not for ever.",
+        "case $code in",
+        '138 | 143) scontrol requeue "$SLURM_JOB_ID" ;;',
+        '5 | 134 | 137) [ "${SLURM_RESTART_COUNT:-0}" -ge 10 ] || scontrol requeue "$SLURM_JOB_ID" ;;',
+        "esac",
+        "exit $code",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def skypilot(run: Launch) -> str:
+    """A SkyPilot task: a spot machine with the GPUs, the frames copied to it or read from S3, and the same words.
+
+    ``--gpus N`` starts torch's launcher with a process a GPU, as torchrun would, and has avrl's exit codes.
+
+    Raises:
+        ConfigError: a word or path that a script cannot hold; ``--like``, whose folder is not on that machine.
+    """
+    accelerators = [f"  accelerators: A10G:{run.gpus}"] * run.on_gpu
+    if any(word.partition("=")[0] == "--like" for word in run.words):
+        raise ConfigError("--like names a folder that another machine lacks", "type the options that it stands for")
+    words, mounts = run.words, []
+    if run.frames:
+        words = [*without(run.words, "--frames"), "--frames", run.frames.name]
+        mounts = ["file_mounts:", f"  {_text(f'~/avrl-cache/frames/{run.frames.name}')}: {_text(str(run.frames))}"]
+    lines = [
+        f"# Printed by avrl {__version__}, and not submitted. Save it in a file and type: sky jobs launch FILE",
+        "# A spot machine may be taken away at any time: what is not on S3 by then is lost.",
+        f"name: {run.name}",
+        "resources:",
+        *accelerators,
+        f"  cpus: {run.gpus * (run.workers + 1)}+",
+        f"  memory: {MEMORY_GB * run.gpus}+",
+        f"  disk_size: {DISK_GB + round(run.frames_gb)}",
+        "  use_spot: true",
+        *mounts,
+        "setup: |",
+        f"  pip install avrl=={__version__}",
+        "run: |",
+        "  export AVRL_CACHE=~/avrl-cache",
+        f"  avrl {_line(words)}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+SCRIPTS = {"slurm": slurm, "skypilot": skypilot}
+
+
+def _line(words: Sequence[str]) -> str:
+    return " ".join(_quoted(word) for word in words)
+
+
+def _quoted(word: object) -> str:
+    """A word as a shell takes it."""
+    return shlex.quote(_printable(str(word)))
+
+
+def _text(text: str) -> str:
+    """A YAML scalar in double quotes: JSON's are YAML's."""
+    return json.dumps(_printable(text), ensure_ascii=False)
+
+
+def _printable(word: str) -> str:
+    """YAML has no raw control characters, and a line of #SBATCH or of YAML no second line."""
+    if not word.isprintable():
+        raise ConfigError(f"{word!r} has characters that a script cannot hold", "use another name")
+    return word

@@ -1,0 +1,206 @@
+"""Launch scripts: what bash and YAML make of them is exactly the run that was asked for."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import pytest
+import ranked
+import typer
+import yaml
+from typer.testing import CliRunner
+
+import avrl_cli.app
+from avrl import __version__
+from avrl.stages.pretrain import PretrainConfig
+from avrl_cli.options import verb
+
+TYPED = ["two-stream", "--gpus", "4", "--workers=3", "--epochs", "7", "--size", "small"]
+# Commands that a script calls, put in front of the real ones: they tell their words and how they end.
+TOLD = """#!/bin/sh
+{ printf '%s\\0' "$(basename "$0")" "$AVRL_CACHE" "$PWD" "$@"; printf '\\n'; } >> "$TOLD"
+[ "$(basename "$0")" = scontrol ] || exit "${CODE:-0}"
+"""
+
+
+@pytest.fixture
+def lab(tmp_path, monkeypatch):
+    """A folder and a cache with odd names; frames are in it."""
+    place = tmp_path / "a b'c"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    artifact = ranked.frames_artifact(place / "my $cache")
+    return place, artifact
+
+
+@pytest.fixture
+def asked(lab, monkeypatch, capsys):
+    """What `avrl pretrain ... --launch-script` prints; nothing may be built."""
+
+    def ask(kind, *words, code=0):
+        line = ["avrl", "pretrain", *words, "--launch-script", kind, "--cache", "my $cache"]
+        monkeypatch.setattr(sys, "argv", line)
+        with pytest.raises(SystemExit) as caught:
+            avrl_cli.app.main()
+        said = capsys.readouterr()
+        assert (caught.value.code or 0) == code, said.err
+        assert [one.name for one in Path("my $cache").iterdir()] == ["frames"]
+        return said.out or said.err
+
+    return ask
+
+
+def run(script, tmp_path, shell=("bash",), **environment):
+    """Run a script with stand-ins for the commands of a cluster: their names, cache, folder and words, and its code."""
+    tools = tmp_path / "tools"
+    shutil.rmtree(tools, ignore_errors=True)
+    tools.mkdir()
+    for name in ("srun", "avrl", "scontrol"):
+        (tools / name).write_text(TOLD)
+        (tools / name).chmod(0o755)
+    told = tools / "told"
+    settled = {"PATH": f"{tools}:/usr/bin:/bin", "HOME": str(tmp_path), "TOLD": str(told), "SLURM_JOB_ID": "17"}
+    done = subprocess.run([*shell, "-c", script], env=settled | environment, capture_output=True, text=True)
+    assert done.stderr == ""
+    return [line.split("\0")[:-1] for line in told.read_text().splitlines()], done.returncode
+
+
+def understood(words):
+    """The config that the command line makes of the words after ``avrl pretrain``."""
+    found = []
+
+    @verb(PretrainConfig)
+    def command(session, config, objective: Annotated[str, typer.Argument()], frames: str = "") -> None:
+        found.append((objective, frames, config))
+
+    app = typer.Typer()
+    app.command()(command)
+    done = CliRunner().invoke(app, list(words))
+    assert done.exit_code == 0, done.output
+    return found[0]
+
+
+def options(script):
+    """The #SBATCH lines, all of which stand before the first command."""
+    head, _, body = script.partition("\n\n")
+    assert "#SBATCH" not in body
+    lines = [line.removeprefix("#SBATCH --") for line in head.splitlines() if line.startswith("#SBATCH")]
+    assert all(re.fullmatch(r"[a-z-]+(=\S+)?", line) for line in lines)
+    return dict(line.partition("=")[::2] for line in lines)
+
+
+def test_slurm_runs_a_task_a_gpu_with_the_words_that_were_typed(lab, asked, tmp_path):
+    place, _ = lab
+    script = asked("slurm", *TYPED)
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+    assert script.startswith("#!/bin/bash\n")
+    told = options(script)
+    assert re.fullmatch(r"\d+:00:00", told.pop("time"))
+    assert told == {
+        "job-name": "avrl-two-stream-small",
+        "nodes": "1",
+        "ntasks-per-node": "4",
+        "cpus-per-task": "4",
+        "gres": "gpu:4",
+        "mem": "32G",
+        "signal": "USR1@120",
+        "requeue": "",
+        "open-mode": "append",
+        "output": "%x-%j.out",
+    }
+    (call,), code = run(script, tmp_path)
+    assert code == 0
+    assert call[:3] == ["srun", str(place / "my $cache"), str(place)]
+    at = call.index("avrl")
+    assert call[3:at] == ["--kill-on-bad-exit=1", "--cpus-per-task=4"]
+    assert call[at + 1 :] == ["pretrain", *TYPED]
+    assert understood(call[at + 2 :]) == understood(TYPED)
+    assert understood(TYPED)[2] == PretrainConfig(gpus=4, workers=3, epochs=7, size="small")
+
+
+@pytest.mark.parametrize("word", ["a b", "it's", '"x"', "$HOME", "`id`", "a;b|c&d", "*", "\\", "é #1", "--gpus=9"])
+@pytest.mark.parametrize("kind", ["slurm", "skypilot"])
+def test_odd_words_come_through_a_shell_as_they_are(kind, word, lab, tmp_path):
+    from avrl.launch_script import SCRIPTS, Launch
+
+    place, _ = lab
+    script = SCRIPTS[kind](Launch("n", ["pretrain", word, "-q"], 1, 1, True, place, place, None, 0.0))
+    (call,), _ = run(script if kind == "slurm" else yaml.safe_load(script)["run"], tmp_path)
+    assert call[-3:] == ["pretrain", word, "-q"]
+
+
+@pytest.mark.parametrize(
+    ("ended", "count", "again"),
+    [(0, 0, False), (138, 99, True), (143, 0, True), (5, 0, True), (5, 10, False), (9, 0, False), (2, 0, False)],
+)
+def test_a_stopped_job_queues_again_and_a_hopeless_one_does_not(ended, count, again, asked, tmp_path):
+    calls, code = run(asked("slurm", *TYPED), tmp_path, CODE=str(ended), SLURM_RESTART_COUNT=str(count))
+    assert code == ended
+    assert [call[3:] for call in calls[1:]] == [["requeue", "17"]] * again
+
+
+def test_skypilot_copies_the_frames_to_a_spot_machine(lab, asked, tmp_path):
+    _, artifact = lab
+    task = yaml.safe_load(asked("skypilot", *TYPED, "--frames", "egodex-made"))
+    assert task.pop("setup") == f"pip install avrl=={__version__}\n"
+    (call,), code = run(task.pop("run"), tmp_path)
+    assert task == {
+        "name": "avrl-two-stream-small",
+        "resources": {"accelerators": "A10G:4", "cpus": "16+", "memory": "32+", "disk_size": 100, "use_spot": True},
+        "file_mounts": {f"~/avrl-cache/frames/{artifact.ref}": str(artifact.root.resolve())},
+    }
+    assert call[:2] == ["avrl", str(tmp_path / "avrl-cache")]
+    assert understood(call[4:]) == (*understood(TYPED)[:1], artifact.ref, understood(TYPED)[2])
+    assert code == 0
+
+
+def test_without_a_gpu_none_is_asked_for(asked):
+    words = ("videomae", "--device", "cpu", "--size", "tiny")
+    assert "gres" not in options(asked("slurm", *words))
+    assert set(yaml.safe_load(asked("skypilot", *words))["resources"]) == {"cpus", "memory", "disk_size", "use_spot"}
+
+
+def test_json_holds_the_script(asked):
+    document = json.loads(asked("slurm", *TYPED, "--json"))
+    assert options(document["launch_script"])["nodes"] == "1"
+    assert document["artifacts"] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "line", "code"),
+    [
+        (["--like", "x"], "--like names a folder", 2),
+        (["--frames", "no\nname"], "no frames of egodex named", 3),
+        (["--batch-size", "7", "--gpus", "2"], "does not divide among 2 GPUs", 2),
+    ],
+)
+def test_what_cannot_run_there_is_refused_here(words, line, code, lab, asked, tmp_path):
+    if words[0] == "--like":
+        shutil.copytree(checkpoint(tmp_path), "x")
+    assert line in asked("skypilot", "two-stream", *words, code=code)
+
+
+def checkpoint(tmp_path):
+    """The manifest of a pretrained encoder, without one."""
+    from dataclasses import replace
+
+    from avrl.cache import Cache
+    from avrl.stage import Built
+    from avrl.stage import run as build
+    from avrl.stages.pretrain import STAGE
+
+    made = replace(STAGE, slug=lambda config, inputs: "x", build=lambda config, inputs, out: Built())
+    return build(made, PretrainConfig(), {}, Cache(tmp_path / "other"))[0].root
+
+
+def test_a_name_of_two_lines_is_refused(lab):
+    from avrl.errors import ConfigError
+    from avrl.launch_script import Launch, slurm
+
+    place, _ = lab
+    with pytest.raises(ConfigError, match="cannot hold"):
+        slurm(Launch("n", ["pretrain", "a\nrm -r /"], 1, 1, True, place, place, None, 0.0))
