@@ -5,11 +5,14 @@ The mean of a parameter lies among its moments in the optimizer's state: a snaps
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 import torch
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch.optim import Optimizer
 
 MEAN = "mean"  # its name in the optimizer's state, which AdamW leaves alone
@@ -39,3 +42,23 @@ def adopt(optimizer: Optimizer) -> None:
     for one, state in optimizer.state.items():
         if MEAN in state:
             one.copy_(state[MEAN])
+
+
+@contextlib.contextmanager
+def adopted(optimizer: Optimizer) -> Iterator[None]:
+    """Let the means be the weights while the body looks at them; then both are what they were, bit for bit."""
+    _exchange(optimizer)
+    try:
+        yield
+    finally:
+        _exchange(optimizer)
+
+
+@torch.no_grad()
+def _exchange(optimizer: Optimizer) -> None:
+    """Values change places, not tensors: what holds on to a tensor (a graph that was captured) sees them too."""
+    for one, state in optimizer.state.items():
+        if MEAN in state:
+            weight = one.clone()
+            one.copy_(state[MEAN])
+            state[MEAN].copy_(weight)

@@ -7,7 +7,7 @@ and (k, m) is 2nkm operations; norms and activations are not counted.
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from avrl.objectives import Objective
-    from avrl.objectives.prediction import PairEncoder
 
 
 @cache
@@ -62,7 +61,7 @@ def sentence(network: Network, figures: dict[str, int]) -> str:
 
 def _readouts(objective: Objective) -> list[Tensor]:
     """All readouts of a pair of black frames."""
-    encoder = cast("PairEncoder", objective.encoder())
+    encoder = objective.encoder()
     black = torch.zeros(1, 3, encoder.image_size, encoder.image_size)
     return list(encoder.read(black, black)[0].values())
 

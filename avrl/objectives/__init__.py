@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from avrl.encoders import Encoder
+    from avrl.objectives.prediction import PairEncoder
     from avrl.objectives.vit import Plain
 
 OBJECTIVES = {
@@ -91,7 +91,7 @@ class Objective(Protocol):
         """What a person should see of a batch: name -> pictures (B, 3, H, W) in [0, 1], prediction and target last."""
         ...
 
-    def encoder(self) -> Encoder:
+    def encoder(self) -> PairEncoder:
         """The encoder to keep; it shares the objective's weights."""
         ...
 

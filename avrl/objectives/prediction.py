@@ -19,8 +19,6 @@ from avrl.objectives.channels import unit
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from avrl.encoders import Encoder
-
 
 class Decoder(nn.Module):
     """Tokens by location (B, N, D) + change_emb (B, D) -> predicted frame t+k (B, 3, H, W), around frame t."""
@@ -57,7 +55,7 @@ class Prediction(nn.Module):
     def __init__(
         self,
         network: nn.Module,
-        encoder: Callable[[nn.Module], Encoder],
+        encoder: Callable[[nn.Module], PairEncoder],
         size: vit.Size,
         image_size: int,
         loss_decay: float,
@@ -95,7 +93,7 @@ class Prediction(nn.Module):
         img_t, img_tk = unit(frames_BTHWC, self.image_size).unbind(1)
         return {"frame t": img_t, "prediction": self.predict(img_t, img_tk)[0].clamp(0, 1), "target": img_tk}
 
-    def encoder(self) -> Encoder:
+    def encoder(self) -> PairEncoder:
         """The encoder to keep."""
         return self._encoder(self.network)
 
@@ -126,16 +124,18 @@ class PairEncoder:
         self.readouts: Mapping[str, int] = readouts
 
     @torch.inference_mode()
+    def codes(self, frames_BTHWC: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """What `encode` and `patches` give, of one pass: readouts (B, D), and patches in rows (B, N, D)."""
+        readouts, patches = self.read(*self._unit(frames_BTHWC))
+        return {name: z.float() for name, z in readouts.items()}, patches.float()
+
     def encode(self, frames_BTHWC: Tensor) -> dict[str, Tensor]:
         """See `avrl.encoders.Encoder`."""
-        img_t, img_tk = self._unit(frames_BTHWC)
-        return {name: z.float() for name, z in self.read(img_t, img_tk)[0].items()}
+        return self.codes(frames_BTHWC)[0]
 
-    @torch.inference_mode()
     def patches(self, frames_BTHWC: Tensor) -> Tensor:
         """(B, h, w, D), see `avrl.encoders.Encoder`."""
-        img_t, img_tk = self._unit(frames_BTHWC)
-        patches = self.read(img_t, img_tk)[1].float()
+        patches = self.codes(frames_BTHWC)[1]
         side = round(patches.shape[1] ** 0.5)
         return patches.view(len(patches), side, side, -1)
 
