@@ -1,7 +1,7 @@
 """Artifacts: finished directories with a manifest that is written last. No manifest, no artifact.
 
 The **key** is the SHA-256 of what was asked: stage, version, identity fields, digests of the inputs; it names
-the directory. The **digest** is the SHA-256 over the files that came out; it enters the children's keys.
+the directory. The **digest** is the SHA-256 over the files that came out (`digest_of`); it enters the children's keys.
 Training is not bit-stable on a GPU, so a re-trained checkpoint has the same key and another digest, and nobody
 can take features of the one for features of the other.
 """
@@ -24,6 +24,7 @@ from avrl.errors import IntegrityError
 FORMAT = 1
 MANIFEST = "manifest.json"
 SCRATCH = "scratch"  # a build's own temporary files; never published
+LOOKS = "looks"  # how a build was watched: published, listed and verified, but no part of what came out
 # Names under which `write_durably` and zarr write a file before it gets its own.
 LITTER = re.compile(r"\..+\.\d+\.tmp|.+\.[0-9a-f]{32}\.partial")
 LOST = (errno.EIO, errno.ENOSPC, errno.EDQUOT)  # what a refused fsync must not hide
@@ -115,8 +116,11 @@ def key_of(stage: str, version: int, identity: dict[str, Any], inputs: dict[str,
 
 
 def digest_of(files: list[File]) -> str:
-    """SHA-256 (hex) over the paths and contents of files, whatever their order."""
-    lines = sorted(f"{file.sha256}  {file.path}\n" for file in files)
+    """SHA-256 (hex) over the paths and contents of files, whatever their order; those of `LOOKS` do not count.
+
+    How often a run is looked at is a runtime option: it must not make another checkpoint of the same weights.
+    """
+    lines = sorted(f"{file.sha256}  {file.path}\n" for file in files if not file.path.startswith(f"{LOOKS}/"))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

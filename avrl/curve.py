@@ -1,8 +1,9 @@
 """The training curve: ``log.parquet``, one row a window of steps, and the progress line on a terminal.
 
-`avrl.watch` writes each row down as it comes and adds what it finds on held-out pairs.
+`avrl.watch` writes each row down as it comes and adds what it finds on held-out pairs, now and then. How often is a
+runtime option, so that goes into a file of its own, ``looks/held-out.parquet``, beside the pictures.
 
-Rows hold nothing that a clock decides, so that a resumed run writes the same file as an undisturbed one.
+Rows hold nothing that a clock decides, so that a resumed run writes the same files as an undisturbed one.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from avrl.artifact import LOOKS
 from avrl.checkpoint import Snapshot
 from avrl.progress import bar
 
@@ -28,6 +30,7 @@ FOUND = (  # by `avrl.watch`, now and then
     *("held_out_skill", "rank_cls", "cosine_cls", "std_cls", "rank_patches", "cosine_patches", "std_patches"),
     "probe_r2",
 )
+HELD_OUT = f"{LOOKS}/held-out.parquet"
 ROWS = 1000  # of a run, whatever its length: a row is the mean over a window of steps
 
 
@@ -81,9 +84,14 @@ class Curve:
             self._sums = accelerator.reduce(self._sums.to(accelerator.device), "mean").cpu()
         return Snapshot(step, self.rows, [] if self._sums is None else self._sums.tolist())
 
-    def write(self, path: Path) -> None:
-        """Write ``log.parquet``: one row a window."""
+    def write(self, out: Path) -> None:
+        """Write ``log.parquet``, one row a window, and what was found at looks, one row a look, if there was one."""
         import polars as pl
 
         kinds = {name: pl.Int64 if name in ("step", "samples") else pl.Float64 for name in (*COLUMNS, *FOUND)}
-        pl.DataFrame(self.rows, schema=kinds).write_parquet(path)
+        rows = pl.DataFrame(self.rows, schema=kinds)
+        rows.select(COLUMNS).write_parquet(out / "log.parquet")
+        found = rows.select("step", *FOUND).filter(pl.any_horizontal(pl.col(FOUND).is_not_null()))
+        if len(found):
+            (out / LOOKS).mkdir(exist_ok=True)
+            found.write_parquet(out / HELD_OUT)

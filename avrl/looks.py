@@ -1,7 +1,8 @@
 """Looks: what a run has learned so far, on episodes that it never trains on: pictures, skill, collapse meters, motion.
 
 A look reads fixed pairs, draws nothing from torch's random state and moves no weight: a run that is looked at ends
-with the very weights of one that is not. It runs on the first rank alone, in float32, whatever the run's arithmetic.
+with the very weights of one that is not, and with the same digest, of which `avrl.artifact.LOOKS` is no part. It runs
+on the first rank alone, in float32, whatever the run's arithmetic.
 
 Legend: B samples, T frames, H W pixels, C=3 RGB, N samples, D feature dimensions, K=9 cells of the picture.
 """
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from avrl.artifact import write_durably
+from avrl.artifact import LOOKS, write_durably
 from avrl.meters import meters
 from avrl.objectives.channels import unit
 from avrl.pairs import Pairs, parted
@@ -54,14 +55,14 @@ class Looks:
         store: Frames.
         sampling: The run's; its gaps are the look's, so that ``skill`` and ``held_out_skill`` can be compared.
         objective: What is trained, as it stands at each look.
-        folder: Where ``pictures/`` lies.
+        folder: Where ``looks/`` lies.
 
     Raises:
         IntegrityError: a frame is damaged.
     """
 
     def __init__(self, store: FrameStore, sampling: Sampling, objective: Objective, folder: Path) -> None:
-        self.store, self.objective, self.folder = store, objective, folder / "pictures"
+        self.store, self.objective, self.folder = store, objective, folder / LOOKS
         self.sampling = replace(sampling, seed=0)  # runs of different seeds are looked at on the same pairs
         self.training, self.held_out = parted(store.episodes)
         self.device = next(objective.parameters()).device  # type: ignore[attr-defined]
@@ -82,16 +83,16 @@ class Looks:
 
     @torch.no_grad()
     def look(self, step: int) -> dict[str, float]:
-        """Draw ``pictures/step-<n>.png``; return the columns ``held_out_skill`` and those of `avrl.meters`."""
+        """Draw ``looks/step-<n>.png``; return the columns ``held_out_skill`` and those of `avrl.meters`."""
         encoder = self.objective.encoder()
         error, reference, cls, patches = 0.0, 0.0, [], []
         for batch in self.batches:
             frames, gap, seed = (one.to(self.device) for one in (batch.frames_BTHWC, batch.gap_B, batch.seed_B))
             parts = self.objective.loss(frames, gap, seed)
             error, reference = error + float(parts["error"]), reference + float(parts["reference"])
-            ends = frames[:, (0, -1)]
-            cls.append(encoder.encode(ends)["cls"])
-            patches.append(encoder.patches(ends).flatten(0, 2))
+            readouts, patches_BND = encoder.codes(frames[:, (0, -1)])
+            cls.append(readouts["cls"])
+            patches.append(patches_BND.flatten(0, 1))
         skill = 1 - error / reference if reference > 0 else float("nan")
         self._draw(step)
         return {"held_out_skill": skill, **meters(torch.cat(cls), torch.cat(patches))}

@@ -15,7 +15,7 @@ import re
 import shutil
 from typing import TYPE_CHECKING
 
-from avrl.artifact import MANIFEST, SCRATCH, File, load, publish, seal, write_durably
+from avrl.artifact import LOOKS, MANIFEST, SCRATCH, File, load, publish, seal, write_durably
 from avrl.errors import AvrlError, IntegrityError, SyncError, TemporaryError
 from avrl.mirror import abort_leftovers, bring, require_inside
 from avrl.s3 import MissingObjectError, Object, connect, read_manifest, told
@@ -54,6 +54,8 @@ class Snapshots:
     def bring(self, here: Path) -> None:
         """Bring the newest good one, if it is newer than those here; what is damaged is told and passed over.
 
+        The pictures that came with it go where the run draws them.
+
         Raises:
             NotFoundError: no such bucket, or access refused.
             TemporaryError: S3 fails, and there is nothing here to go on from.
@@ -75,6 +77,9 @@ class Snapshots:
                     self.refused.add(step)
                     shutil.rmtree(arriving, ignore_errors=True)
                     continue
+                if (arriving / LOOKS).is_dir():
+                    shutil.copytree(arriving / LOOKS, here.parents[1] / LOOKS, dirs_exist_ok=True)
+                    shutil.rmtree(arriving / LOOKS)
                 arriving.rename(here / name_of(step))
                 log.info("brought %s", source)
                 return

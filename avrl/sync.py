@@ -17,7 +17,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from avrl import remoterun
-from avrl.artifact import MANIFEST, File, sha256_of
+from avrl.artifact import LOOKS, MANIFEST, File, sha256_of
 from avrl.checkpoint import OWN
 from avrl.errors import AvrlError, IntegrityError
 from avrl.machine import on_notice
@@ -135,17 +135,24 @@ class _Sender(threading.Thread):
                 return
 
     def _held(self, step: int) -> tuple[list[File], Path]:
-        """A snapshot under a name of our own, which retention does not remove, with its manifest."""
+        """A snapshot under a name of our own, which retention does not remove, with its manifest.
+
+        The pictures drawn up to its step go with it: the machine that drew them may be gone when they are wanted.
+        """
         source, held = self.here / name_of(step), self.here.with_name("sync") / name_of(step)
         shutil.rmtree(held.parent, ignore_errors=True)
-        held.mkdir(parents=True)
+        (held / LOOKS).mkdir(parents=True)
         digests = json.loads((source / "state.json").read_bytes())["sha256"]
         digests |= {name: sha256_of(source / name) for name in ("state.json", OWN)}
-        for name in digests:
+        paths = {name: source / name for name in digests}
+        drawn = (self.here.parents[1] / LOOKS).glob("step-*.png")
+        paths |= {f"{LOOKS}/{one.name}": one for one in drawn if one.stem <= source.name}
+        digests |= {name: sha256_of(path) for name, path in paths.items() if name not in digests}
+        for name, path in paths.items():
             try:
-                os.link(source / name, held / name)
+                os.link(path, held / name)
             except PermissionError:  # a file system without links
-                shutil.copyfile(source / name, held / name)
+                shutil.copyfile(path, held / name)
         files = [File(name, (held / name).stat().st_size, digest) for name, digest in sorted(digests.items())]
         manifest = {"stage": "snapshot", "key": self.there.key, "step": step, "files": [asdict(one) for one in files]}
         (held / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))

@@ -82,7 +82,7 @@ def train(out: Path, frames: Path, recipe: Recipe) -> dict[str, Any]:
     """Train, from wherever an earlier call was stopped, and write the checkpoint. Every rank calls this.
 
     Args:
-        out: Directory to fill with ``model.safetensors``, ``config.json``, ``log.parquet``.
+        out: Directory to fill with ``model.safetensors``, ``config.json``, ``log.parquet``, ``looks/``.
         frames: Root of the ``frames`` artifact.
         recipe: What to train and how.
 
@@ -104,7 +104,7 @@ def train(out: Path, frames: Path, recipe: Recipe) -> dict[str, Any]:
     curve = Curve(total, pairs.steps_per_epoch, recipe.batch_size, learner.found)
     first = learner.found.step if learner.found else 0
     saved = begun = time.monotonic()
-    watch = Watch(out, recipe, pairs, learner.objective, curve, first, rank)
+    watch = Watch(out, recipe, pairs, learner.objective, learner.optimizer, curve, first, rank)
     with Stop() as stop, watch, curve.progress(first, rank) as bar:
         for step, batch in enumerate(pairs.stream(first, total, rank, world), first):
             lr = learning_rate(step, total, warmup, recipe.lr)
@@ -119,7 +119,7 @@ def train(out: Path, frames: Path, recipe: Recipe) -> dict[str, Any]:
                 if asked_to_stop:
                     raise Stopped(128 + asked_to_stop)
     if rank == 0:
-        curve.write(out / "log.parquet")
+        curve.write(out)
         learner.settle()
         checkpoint.save(out, learner.objective, recipe.network)
     accelerator.wait_for_everyone()

@@ -1,7 +1,7 @@
 """Watching a run: each row of the log, as it comes, to the disk, to a tracker, and past the alarms.
 
 ``scratch/log.jsonl`` in the run's partial directory has a line a row, while the run goes on and after it was killed.
-A run that goes on cuts it back to the rows of its snapshot; in the end ``log.parquet`` has the same rows.
+A run that goes on cuts it back to the rows of its snapshot; in the end `avrl.curve` writes the same rows for good.
 """
 
 from __future__ import annotations
@@ -15,11 +15,14 @@ from typing import TYPE_CHECKING, Any
 from avrl import trackers
 from avrl.alarms import Alarms
 from avrl.artifact import SCRATCH
+from avrl.averaging import adopted
 from avrl.looks import Looks
 
 if TYPE_CHECKING:
     from pathlib import Path
     from typing import Self
+
+    from torch.optim import Optimizer
 
     from avrl.curve import Curve, Row
     from avrl.objectives import Objective
@@ -41,15 +44,24 @@ class Watch:
         recipe: The run.
         pairs: What it trains on.
         objective: What it trains.
+        optimizer: With the running mean of the weights, where that is what will be published: looks are at it.
         curve: Its log, with the rows of an earlier call.
         first: Step at which it goes on.
         rank: Of this process.
     """
 
     def __init__(
-        self, out: Path, recipe: Recipe, pairs: Pairs, objective: Objective, curve: Curve, first: int, rank: int
+        self,
+        out: Path,
+        recipe: Recipe,
+        pairs: Pairs,
+        objective: Objective,
+        optimizer: Optimizer,
+        curve: Curve,
+        first: int,
+        rank: int,
     ) -> None:
-        self.first_rank, self.total = rank == 0, curve.total
+        self.first_rank, self.total, self.optimizer = rank == 0, curve.total, optimizer
         if not self.first_rank:
             return
         self.looks = Looks(pairs.store, recipe.sampling, objective, out)
@@ -87,10 +99,13 @@ class Watch:
         if not self.first_rank or row is None:
             return
         step = int(row["step"] or 0)
-        if self.looks.batches and (step % self.look_every == 0 or step == self.total):
-            row |= self.looks.look(step)
-        if self.looks.batches and self.probe_every and (step % self.probe_every == 0 or step == self.total):
-            row["probe_r2"] = self.looks.probe()
+        last, batches = step == self.total, bool(self.looks.batches)
+        if batches and (last or step % self.look_every == 0):
+            with adopted(self.optimizer):
+                row |= self.looks.look(step)
+        if batches and self.probe_every and (last or step % self.probe_every == 0):
+            with adopted(self.optimizer):
+                row["probe_r2"] = self.looks.probe()
         self.file.write(line(row))
         if self.sink:
             self.sink.put(row)

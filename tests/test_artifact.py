@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from avrl.artifact import (
     FORMAT,
+    LOOKS,
     MANIFEST,
     SCRATCH,
     File,
@@ -110,6 +111,25 @@ def test_the_digest_is_what_sha256sum_would_give(tmp_path):
     fill(tmp_path)
     lines = sorted(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in FILES.items())
     assert digest_of(hash_files(tmp_path)) == hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def test_looks_are_listed_and_verified_but_no_part_of_the_digest(tmp_path):
+    partial = fill(tmp_path / "plain")
+    digest = digest_of(hash_files(partial))
+    fill(partial, {f"{LOOKS}/a.png": b"1"})
+    seal(partial, manifest_of(partial))
+    published = publish(partial, tmp_path / "x")
+    assert published.digest == digest
+    assert f"{LOOKS}/a.png" in {file.path for file in published.manifest.files}
+    (published.root / LOOKS / "a.png").write_bytes(b"2")
+    with pytest.raises(IntegrityError, match=r"a\.png is not what its manifest says"):
+        verify(published)
+
+
+@pytest.mark.parametrize("name", [f"deep/{LOOKS}/a", f"{LOOKS}.parquet", f"{LOOKS}2/a"])
+def test_nothing_that_only_resembles_looks_is_left_out_of_the_digest(name, tmp_path):
+    digest = digest_of(hash_files(fill(tmp_path)))
+    assert digest_of(hash_files(fill(tmp_path, {name: b"1"}))) != digest
 
 
 def test_files_may_be_written_in_any_order(tmp_path):

@@ -1,26 +1,31 @@
 """Looks: held-out episodes that training never draws, pictures and columns of them, and weights that nobody moved."""
 
+import contextlib
 import io
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
+from bucket import NAME
 from made import frame_store
 from PIL import Image
 from test_training import recipe, stop_after
 
 from avrl import checkpoint, looks, training
-from avrl.artifact import SCRATCH, sha256_of
-from avrl.curve import FOUND
+from avrl.artifact import LOOKS, SCRATCH, digest_of, hash_files, sha256_of
+from avrl.averaging import MEAN, adopted
+from avrl.curve import COLUMNS, FOUND, HELD_OUT
 from avrl.looks import HEADER, MARGIN, SHOWN, Looks, motion, sheet
 from avrl.pairs import Pairs, Sampling, parted
 from avrl.ranks import Stopped
 from avrl.store import FrameStore
+from avrl.sync import syncing
 from avrl.training import train
-from avrl.watch import NAME
+from avrl.watch import NAME as ROWS
 
 SPARSE = Sampling(0, 4, 0.8, 1)
 SHORT = {"epochs": 1, "sampling": SPARSE, "look_every": 4, "probe_every": 9}
@@ -44,7 +49,7 @@ def files(out):
 
 
 def lines(out):
-    return [json.loads(line) for line in (out / SCRATCH / NAME).read_text().splitlines()]
+    return [json.loads(line) for line in (out / SCRATCH / ROWS).read_text().splitlines()]
 
 
 def named(number):
@@ -71,25 +76,88 @@ def test_training_never_draws_a_held_out_episode_and_looks_draw_no_other(frames)
     assert {int(row) for row in seen.draw(0)[0]} <= held_out
 
 
+def trained(out, frames, **options):
+    out.mkdir(parents=True, exist_ok=True)
+    train(out, frames, recipe(**SHORT | options))
+    return out
+
+
+def digest(out):
+    return digest_of(hash_files(out))
+
+
 @pytest.mark.parametrize("objective", ["two-stream", "single-stream", "videomae"])
-def test_looking_moves_no_weight_and_finds_the_same_again(objective, frames, tmp_path):
-    outs = [tmp_path / name for name in ("seldom", "often", "again")]
-    for out, look_every in zip(outs, (10**9, 3, 3), strict=True):
-        out.mkdir()
-        train(out, frames, recipe(objective, **SHORT | {"look_every": look_every}))
-    seldom, often, again = map(files, outs)
-    assert seldom["model.safetensors"] == often["model.safetensors"]
-    assert often == again
-    assert [name for name in sorted(often) if "pictures" in name] == [
-        f"pictures/step-{step:09d}.png" for step in (3, 6, 9)
+def test_however_often_it_is_looked_at_a_run_has_the_same_digest_and_its_last_look_finds_the_same(
+    objective, frames, tmp_path
+):
+    outs = [
+        trained(tmp_path / str(every), frames, objective=objective, look_every=every, probe_every=probe)
+        for every, probe in ((0, 0), (3, 9), (1000, 4))
     ]
-    log = pl.read_parquet(outs[1] / "log.parquet")
-    looked = log.filter(pl.col("step") % 3 == 0)
-    assert looked.select(FOUND[:-1]).null_count().sum_horizontal().item() == 0
-    assert log.filter(pl.col("step") % 3 != 0)["rank_cls"].to_list() == [None] * 6
-    assert looked["rank_cls"].min() >= 1
-    assert log.filter(pl.col("probe_r2").is_not_null())["step"].to_list() == [9]
-    assert log["loss"].to_list() == pl.read_parquet(outs[0] / "log.parquet")["loss"].to_list()
+    assert len({digest(out) for out in outs}) == 1
+    found = [pl.read_parquet(out / HELD_OUT) for out in outs]
+    assert [one["step"].to_list() for one in found] == [[9], [3, 6, 9], [4, 8, 9]]
+    assert len({one.select(FOUND[:-1]).row(-1) for one in found}) == 1
+    often = found[1]
+    assert often.select(FOUND[:-1]).null_count().sum_horizontal().item() == 0
+    assert often["rank_cls"].min() >= 1
+    assert often["probe_r2"].is_null().to_list() == [True, True, False]
+    names = [name for name in sorted(files(outs[1])) if name.endswith("png")]
+    assert names == [f"looks/step-{step:09d}.png" for step in (3, 6, 9)]
+    assert len({files(out)[names[-1]] for out in outs}) == 1
+    assert pl.read_parquet(outs[1] / "log.parquet").columns == list(COLUMNS)
+
+
+def test_a_running_mean_is_looked_at_where_it_is_published_and_put_back(frames, tmp_path):
+    seldom, often, last = (
+        trained(tmp_path / name, frames, look_every=every, ema=ema)
+        for name, every, ema in (("seldom", 0, 0.9), ("often", 1, 0.9), ("last", 1, 0.0))
+    )
+    assert digest(seldom) == digest(often) != digest(last)
+    mean, moving = (pl.read_parquet(out / HELD_OUT) for out in (often, last))
+    assert mean.select(FOUND[:-2]).row(0) == moving.select(FOUND[:-2]).row(0)  # the first step begins the mean
+    assert mean["held_out_skill"][4] != moving["held_out_skill"][4]
+    published = Looks(FrameStore(frames), SPARSE, checkpoint.load(often), tmp_path)
+    assert published.look(9) == pytest.approx(mean.select(FOUND[:-1]).row(-1, named=True))
+
+
+def test_adopted_means_leave_no_trace_even_after_an_error():
+    layer = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(layer.parameters())
+    layer.weight.sum().backward()  # none for the bias, which has no mean
+    optimizer.step()
+    optimizer.state[layer.weight][MEAN] = torch.tensor([[1.0, 2.0, 1e-30], [-0.0, 5.0, 0.1]])
+    before = [one.clone() for one in (*layer.parameters(), *optimizer.state[layer.weight].values())]
+    with contextlib.suppress(ZeroDivisionError), adopted(optimizer):
+        assert layer.weight.tolist()[0][:2] == [1.0, 2.0]
+        assert torch.equal(layer.bias, before[1])
+        raise ZeroDivisionError
+    after = [*layer.parameters(), *optimizer.state[layer.weight].values()]
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+
+
+def test_a_look_runs_the_encoder_once_beside_each_loss(frames, tmp_path):
+    objective, seen = checkpoint.build(recipe().network), []
+    watched = Looks(FrameStore(frames), SPARSE, objective, tmp_path)
+    objective.network.norm.register_forward_hook(lambda *_: seen.append(1))
+    watched.look(1)
+    assert len(seen) == 2 * len(watched.batches) + 1  # and once for the picture
+
+
+def test_on_another_machine_a_run_has_all_its_pictures(frames, store, tmp_path, monkeypatch):
+    key, name = "k" * 64, ".partial-clips-kkkk"
+    straight = trained(tmp_path / "straight", frames)
+    first, second = (tmp_path / machine / name for machine in ("first", "second"))
+    with monkeypatch.context() as patch:
+        stop_after(patch, 6)
+        with pytest.raises(Stopped), syncing(f"s3://{NAME}/runs", key, first, 0.01):
+            trained(first, frames)
+    shutil.rmtree(first)
+    with syncing(f"s3://{NAME}/runs", key, second, 0.01):
+        assert [path.name for path in (second / LOOKS).iterdir()] == ["step-000000004.png"]
+        trained(second, frames)
+    assert files(second) == files(straight)
+    assert not store.broken
 
 
 def test_stopped_and_resumed_a_watched_run_has_the_same_files(frames, tmp_path, monkeypatch):
@@ -104,12 +172,12 @@ def test_stopped_and_resumed_a_watched_run_has_the_same_files(frames, tmp_path, 
     assert [row["step"] for row in lines(out)] == list(range(1, 7))
     assert lines(out)[3]["held_out_skill"] is not None
     # As if it had been killed later than its last snapshot, in the middle of a line.
-    with (out / SCRATCH / NAME).open("a") as file:
+    with (out / SCRATCH / ROWS).open("a") as file:
         file.write('{"step": 7, "lo')
-    (out / "pictures/step-000000007.png").write_bytes(b"of a run with other options")
+    (out / "looks/step-000000007.png").write_bytes(b"of a run with other options")
     train(out, frames, recipe(**SHORT))
     assert files(out) == files(straight)
-    assert (out / SCRATCH / NAME).read_text() == (straight / SCRATCH / NAME).read_text()
+    assert (out / SCRATCH / ROWS).read_text() == (straight / SCRATCH / ROWS).read_text()
     log = pl.read_parquet(out / "log.parquet").to_dicts()
     assert [row["loss"] for row in lines(out)] == [row["loss"] for row in log]
 
@@ -131,8 +199,8 @@ def test_a_small_store_is_trained_on_whole_and_not_looked_at(tmp_path, caplog):
     frames, out = frame_store(tmp_path / "frames", [6] * 8), tmp_path / "out"
     out.mkdir()
     train(out, frames, recipe(**SHORT))
-    assert pl.read_parquet(out / "log.parquet").select(FOUND).null_count().row(0) == (2,) * len(FOUND)
-    assert not (out / "pictures").exists()
+    assert pl.read_parquet(out / "log.parquet").height == 2
+    assert not (out / LOOKS).exists()
     assert "8 episodes are too few to hold some out" in caplog.text
 
 
