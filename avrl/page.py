@@ -78,18 +78,28 @@ class Section:
 def render(
     sections: Sequence[Section],
     training: Table,
-    curves: Picture | None,
+    drawn: tuple[Picture | None, Picture | None],
     scores: Sequence[Artifact],
     checkpoints: Sequence[Artifact],
     left_out: str = "",
 ) -> str:
-    """The page as HTML; the first section's answer stands at the top."""
+    """The page as HTML; the first section's answer stands at the top.
+
+    Args:
+        sections: One a protocol.
+        training: Table of the checkpoints.
+        drawn: Of their logs: loss and skill; effective ranks.
+        scores: Where the scores are from.
+        checkpoints: All that are in the table.
+        left_out: What is not on the page, in words.
+    """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     environment.filters |= {"figure": _figure, "pairs": _pairs, "slug": lambda text: text.replace(" ", "-")}
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         sections=sections,
         training=training,
-        curves=curves,
+        curves=drawn[0],
+        ranks=drawn[1],
         scores=list(scores),
         checkpoints=list(checkpoints),
         left_out=left_out,

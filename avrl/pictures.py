@@ -18,7 +18,7 @@ from avrl.tables import wide
 from avrl.verdicts import HEADLINE
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from avrl.comparison import Protocol
 
@@ -30,6 +30,9 @@ KIND_COLOURS = dict(zip(KINDS.values(), (BLUE, GREEN, ORANGE, GREY), strict=True
 KIND_SHAPES = dict(zip(KINDS.values(), ("circle", "diamond", "triangle-up", "cross"), strict=True))
 LINES = (BLUE, ORANGE, GREEN, PURPLE, GREY, SKY)
 DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [4, 1], [10, 4])
+SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
+SKILL = "skill (points: held out)"
+RANKS = {"rank_cls": "rank of CLS (directions)", "rank_patches": "rank of patches (directions)"}
 FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
 MOST_POINTS = 400  # a curve; more cannot be seen and would swell the page
 VEGA_LITE = "6.1"
@@ -63,38 +66,75 @@ def forest(protocol: Protocol, width: int = 640) -> Spec:
 
 
 def curves(logs: Mapping[str, pl.DataFrame], width: int = 640) -> Spec:
-    """Loss and skill of all checkpoints against the samples they have seen."""
-    parts = [_curve(name, log) for name, log in logs.items()]
-    rows = pl.concat(parts).drop_nulls("value")
+    """Loss and skill of all checkpoints against the samples they have seen; skill on held-out episodes as points."""
     names = list(logs)
-    data = alt.InlineData(values=rows.to_dicts())
-    panels = []
-    for quantity, title in (
-        ("loss", "loss (own units of each objective)"),
-        ("skill", "skill over own baseline"),
-    ):
-        panels.append(
-            alt.Chart(data)
-            .transform_filter(alt.datum.quantity == quantity)
-            .mark_line(strokeWidth=1.8)
-            .encode(
-                x=alt.X("samples:Q", title="samples seen (frame pairs or clips)", axis=alt.Axis(format="~s")),
-                y=alt.Y("value:Q", title=title, scale=alt.Scale(zero=False)),
-                color=_scale(alt.Color, "checkpoint:N", names, _cycle(LINES, names)),
-                strokeDash=_scale(alt.StrokeDash, "checkpoint:N", names, _cycle(DASHES, names)),
-            )
-            .properties(width=width, height=190)
+    data = alt.InlineData(values=_rows(logs, ("loss", "skill", "held_out_skill")))
+    seen = _line(data, names, "skill", SKILL) + _points(data, names, "held_out_skill", SKILL)
+    panels = [_line(data, names, "loss", "loss (own units of each objective)"), seen]
+    return _finish(alt.vconcat(*(one.properties(width=width, height=190) for one in panels)), columns=_columns(width))
+
+
+def ranks(logs: Mapping[str, pl.DataFrame], width: int = 640) -> Spec:
+    """Effective rank of both codes on held-out episodes, look by look, against the samples seen."""
+    names = list(logs)
+    data = alt.InlineData(values=_rows(logs, RANKS))
+    panels = [
+        (_line(data, names, name, title) + _points(data, names, name, title)).properties(width=width, height=150)
+        for name, title in RANKS.items()
+    ]
+    return _finish(alt.vconcat(*panels), columns=_columns(width))
+
+
+def _rows(logs: Mapping[str, pl.DataFrame], quantities: Iterable[str]) -> list[dict[str, Any]]:
+    """Logs in long form, without what was not measured, thinned evenly to what can be seen; the last row stays."""
+    found = []
+    for name, log in logs.items():
+        for quantity in quantities:
+            if quantity in log.columns:
+                value = pl.col(quantity).cast(pl.Float64).fill_nan(None)
+                rows = log.select("samples", value=value).drop_nulls().reverse()
+                kept = rows.gather_every(max(1, rows.height // MOST_POINTS)).reverse()
+                found.append(kept.with_columns(quantity=pl.lit(quantity), checkpoint=pl.lit(name)))
+    return pl.concat(found).to_dicts() if found else []
+
+
+def _axes(data: Any, quantity: str, title: str) -> Any:
+    """A quantity against samples, to be drawn as lines or points."""
+    return (
+        alt.Chart(data)
+        .transform_filter(alt.datum.quantity == quantity)
+        .encode(
+            x=alt.X("samples:Q", title="samples seen (frame pairs or clips)", axis=alt.Axis(format="~s")),
+            y=alt.Y("value:Q", title=title, scale=alt.Scale(zero=quantity in RANKS)),  # or a wobble looks like collapse
         )
-    return _finish(alt.vconcat(*panels), columns=2 if width > 300 else 1)
+    )
 
 
-def _curve(name: str, log: pl.DataFrame) -> pl.DataFrame:
-    """A log in long form, thinned evenly to what can be seen; the last row stays."""
-    step = max(1, log.height // MOST_POINTS)
-    kept = log.reverse().gather_every(step).reverse()
-    kept = kept.select("samples", *(pl.col(one).cast(pl.Float64).fill_nan(None) for one in ("loss", "skill")))
-    long = kept.unpivot(["loss", "skill"], index="samples", variable_name="quantity")
-    return long.with_columns(checkpoint=pl.lit(name))
+def _line(data: Any, names: list[str], quantity: str, title: str) -> Any:
+    return (
+        _axes(data, quantity, title)
+        .mark_line(strokeWidth=1.8)
+        .encode(
+            color=_scale(alt.Color, "checkpoint:N", names, _cycle(LINES, names)),
+            strokeDash=_scale(alt.StrokeDash, "checkpoint:N", names, _cycle(DASHES, names)),
+        )
+    )
+
+
+def _points(data: Any, names: list[str], quantity: str, title: str) -> Any:
+    return (
+        _axes(data, quantity, title)
+        .mark_point(size=36, opacity=1)
+        .encode(
+            color=_scale(alt.Color, "checkpoint:N", names, _cycle(LINES, names)),
+            shape=_scale(alt.Shape, "checkpoint:N", names, _cycle(SHAPES, names)),
+        )
+    )
+
+
+def _columns(width: int) -> int:
+    """Of a legend."""
+    return 2 if width > 300 else 1
 
 
 def _cycle(values: tuple[Any, ...], names: list[str]) -> list[Any]:
@@ -109,13 +149,13 @@ def _scale(channel: Any, field: str, domain: list[str], values: list[Any]) -> An
 def _finish(chart: Any, columns: int = 2) -> Spec:
     """House style: one font, one ink, legend below, no background, so that a dark page shows through."""
     text: Any = {"labelColor": INK, "titleColor": INK, "labelFontSize": 11, "titleFontSize": 11}
-    text |= {"titleFontWeight": "normal", "labelFont": FONT, "titleFont": FONT}
+    text |= {"titleFontWeight": "normal", "titlePadding": 9, "labelFont": FONT, "titleFont": FONT}
     # A browser without that font draws a wider one: room on the left, so that no label is cut.
     padding = {"left": 64, "right": 12, "top": 5, "bottom": 5}
     styled = chart.configure(background="transparent", font=FONT, padding=padding)
     styled = styled.configure_axis(**text, gridColor=GRID, domainColor=INK, tickColor=INK)
     styled = styled.configure_legend(
-        **text, orient="bottom", columns=columns, columnPadding=26, labelLimit=300, symbolStrokeWidth=2
+        **text, orient="bottom", columns=columns, columnPadding=40, labelLimit=300, symbolStrokeWidth=2
     )
     return dict(styled.configure_view(stroke=None).to_dict())
 

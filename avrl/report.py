@@ -2,7 +2,7 @@
 
 Files: ``report.html``, ``summary.txt`` (one screen), ``scores.csv`` (every number, tidy), for each protocol
 ``main-``, ``differences-`` and ``dimensions-<protocol>`` as .md .csv .tex and ``forest-<protocol>`` as .svg
-.png; ``training`` as both.
+.png; ``training`` as both; ``ranks``, of checkpoints that were looked at, as .svg .png.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ def write(folder: Path, scores: Sequence[Artifact], checkpoints: Sequence[Artifa
     sections = [_section(folder, protocol, resamples) for protocol in protocols]
     trained = tables.training(checkpoints)
     logs = {one.ref: log for one in checkpoints if not (log := tables.log(one)).is_empty()}
-    curves = None
-    if logs:
-        curves = _draw(folder, "training", partial(pictures.curves, logs), page.NARROW_CURVES)
+    curves = _draw(folder, "training", partial(pictures.curves, logs), page.NARROW_CURVES) if logs else None
+    looked = any(set(pictures.RANKS) <= set(log.columns) for log in logs.values())
+    ranks = _draw(folder, "ranks", partial(pictures.ranks, logs), page.NARROW_CURVES) if looked else None
     if checkpoints:
         _write_table(folder, trained)
     every.write_csv(folder / "scores.csv")
-    html = page.render(sections, trained, curves, scores, checkpoints, left_out)
+    html = page.render(sections, trained, (curves, ranks), scores, checkpoints, left_out)
     (folder / PAGE).write_text(html, encoding="utf-8")
     (folder / SUMMARY).write_text(summary(sections), encoding="utf-8")
     verdicts = pl.concat([one.tables[1].numbers.select("verdict") for one in sections])["verdict"].to_list()

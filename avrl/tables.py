@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import polars as pl
 
+from avrl.artifact import LOOKS
 from avrl.comparison import ROW, UNSEEN, WHOLE, ranks
 from avrl.errors import IntegrityError
 
@@ -168,14 +169,17 @@ def training(checkpoints: Iterable[Artifact]) -> Table:
 
 
 def log(checkpoint: Artifact) -> pl.DataFrame:
-    """The training log of a checkpoint.
+    """The training log of a checkpoint; if it was looked at, with what looks found, null between them.
 
     Raises:
         IntegrityError: it cannot be read.
     """
-    path = checkpoint.root / "log.parquet"
+    path, found = checkpoint.root / "log.parquet", checkpoint.root / LOOKS / "held-out.parquet"
     try:
-        return pl.read_parquet(path)
+        rows = pl.read_parquet(path)
+        return (
+            rows.join(pl.read_parquet(found), on="step", how="left", maintain_order="left") if found.exists() else rows
+        )
     except (OSError, pl.exceptions.PolarsError) as error:
         raise IntegrityError(f"{path}: {error}", f"rm -r {checkpoint.root} and pretrain again") from error
 

@@ -112,6 +112,7 @@ class Training:
     objective: Annotated[str, Opt("Objective")] = "two-stream"
     steps: Annotated[int, Opt("Steps")] = 500
     skill: Annotated[float, Opt("Skill at the end")] = 0.3
+    looks: Annotated[int, Opt("Steps between looks; 0: none")] = 100
 
 
 def _train(config, inputs, folder):
@@ -119,6 +120,10 @@ def _train(config, inputs, folder):
     skill = config.skill * (1 - np.exp(-at / 120)) + 0.01 * np.sin(at)
     log = pl.DataFrame({"step": at, "epoch": at / 50, "samples": at * 24, "loss": 0.8 - skill, "skill": skill})
     log.with_columns(lr=1e-4, grad_norm=1.0).write_parquet(folder / "log.parquet")
+    if config.looks:
+        (folder / "looks").mkdir(exist_ok=True)
+        found = log.filter(pl.col("step") % config.looks == 0).select("step", held_out_skill="skill")
+        found.with_columns(rank_cls=9.0, rank_patches=40.0).write_parquet(folder / "looks/held-out.parquet")
     (folder / "config.json").write_text(json.dumps({"baseline": "copy"}))
     facts = {"objective": config.objective, "size": "tiny", "parameters": 4_200_000, "steps": config.steps}
     return Built(facts | {"samples": config.steps * 24, "device": "cpu", "skill": config.skill})

@@ -5,10 +5,11 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 
+import polars as pl
 import pytest
 from scored import FLOORS, Row, Training, demo, score, train
 
-from avrl import report
+from avrl import pictures, report, tables
 from avrl.cache import Cache
 from avrl.errors import NotFoundError
 
@@ -86,7 +87,15 @@ def test_every_table_is_there_in_every_format(page):
         for kind in ("main", "differences", "dimensions"):
             assert {f"{kind}-{slug}.{end}" for end in ("md", "csv", "tex")} <= names
         assert {f"forest-{slug}.svg", f"forest-{slug}.png"} <= names
-    assert {"training.md", "training.csv", "training.png", "scores.csv", "summary.txt"} <= names
+    assert {
+        "training.md",
+        "training.csv",
+        "training.png",
+        "ranks.png",
+        "ranks.svg",
+        "scores.csv",
+        "summary.txt",
+    } <= names
     assert (page.parent / "training.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -111,6 +120,22 @@ def test_scores_without_a_protocol_are_refused(tmp_path, out):
 def test_a_short_log_draws(tmp_path, out):
     cache = Cache(tmp_path)
     report.write(out, score(cache, Row()), train(cache, Training(steps=1)), 200)
+
+
+def test_held_out_skill_stands_beside_training_skill_and_ranks_below(tmp_path, out):
+    plain, looked = train(Cache(tmp_path), Training(looks=0), Training(objective="videomae"))
+    logs = {one.ref: tables.log(one) for one in (plain, looked)}
+    assert logs[looked.ref]["step"].to_list() == list(range(1, 501))
+    rows = pl.DataFrame(pictures._rows(logs, ("skill", "held_out_skill", "rank_cls")))
+    points = rows.filter(quantity="held_out_skill")
+    assert points.select("checkpoint", "samples").rows() == [(looked.ref, 24 * step) for step in range(100, 501, 100)]
+    end = rows.filter(checkpoint=looked.ref, samples=24 * 500)
+    assert end.filter(quantity="skill")["value"].to_list() == end.filter(quantity="held_out_skill")["value"].to_list()
+    words = pictures.svg(pictures.ranks(logs))
+    assert all(title in words for title in pictures.RANKS.values())
+    report.write(out, score(Cache(tmp_path), Row()), [plain], 200)
+    assert not (out / "ranks.png").exists()
+    assert "Effective rank of the code" not in (out / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium here: the page is not seen by a browser")
