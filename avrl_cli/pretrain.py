@@ -16,7 +16,7 @@ from avrl.artifact import Artifact
 from avrl.errors import AvrlError, ConfigError, SyncError
 from avrl.launch_script import SCRIPTS, Launch, without
 from avrl.stages.prep import whole
-from avrl.stages.pretrain import STAGE, PretrainConfig, arrive, follow, leave, network, settled
+from avrl.stages.pretrain import STAGE, PretrainConfig, arrive, follow, leave, network, recipe, settled
 from avrl_cli.options import verb
 from avrl_cli.output import Session
 
@@ -61,17 +61,18 @@ def command(
         session.document["launch_script"] = SCRIPTS[launch_script](_launch(session, config, frames, found))
         session.tell(session.document["launch_script"].rstrip("\n"))
         return
+    expect = ""
     if session.dry_run and not session.store.find(STAGE.name, STAGE.key(config, {"frames": found})):
         from avrl.cost import cost, sentence
 
         asked = network(vars(config))
         session.document["cost"] = cost(asked)
         session.say(sentence(asked, cost(asked)))
+        expect = _expected(config, found)
     if session.dry_run or not follow(config, {"frames": found}, session.store):
-        expect = f"{config.epochs} epochs of {config.pairs_per_episode} pairs x {found.manifest.facts['episodes']}"
         if not session.dry_run:
             arrive(config, {"frames": found}, session.store)
-        _leave(session, config, session.run(STAGE, config, {"frames": found}, expect + " episodes"))
+        _leave(session, config, session.run(STAGE, config, {"frames": found}, expect))
 
 
 def _launch(session: Session, config: PretrainConfig, frames: str, found: Artifact) -> Launch:
@@ -87,6 +88,24 @@ def _launch(session: Session, config: PretrainConfig, frames: str, found: Artifa
         frames=None if frames.startswith("s3://") else found.root.resolve(),
         frames_gb=found.bytes / 1e9,
     )
+
+
+def _expected(config: PretrainConfig, frames: Artifact) -> str:
+    """What the run comes to, in steps, and the episodes that it draws from: without those held out.
+
+    Raises:
+        ConfigError: the episodes are too few or too short for it.
+    """
+    from avrl.pairs import Pairs
+    from avrl.store import FrameStore
+
+    store = FrameStore(frames.root)
+    pairs = Pairs(store, recipe(config).sampling, config.batch_size)
+    used = pairs.indices // config.pairs_per_episode
+    told = (
+        f"{config.epochs} epochs of {pairs.steps_per_epoch} steps: {config.pairs_per_episode} pairs x {used} episodes"
+    )
+    return f"{told} ({len(store.episodes) - used} more are held out or too short)"
 
 
 def _is_of(frames: Artifact, source: str) -> bool:

@@ -55,6 +55,11 @@ def test_a_dry_run_says_hit_or_why_not(cache):
     assert "image_size: 32 -> 64" in missed
 
 
+def test_a_dry_run_counts_the_episodes_that_are_trained_on(cache):
+    said = avrl(cache, "pretrain", "two-stream", *TINY, "--epochs", "3", "--dry-run").stderr
+    assert "3 epochs of 20 steps: 2 pairs x 80 episodes (4 more are held out or too short)" in said
+
+
 def test_every_encoder_stands_beside_its_twin_and_the_floors(cache):
     scores = pl.concat([pl.read_parquet(one) for one in cache.glob("scores/*/scores.parquet")], how="vertical_relaxed")
     found = set(scores.select("encoder", "init").unique().iter_rows())
