@@ -5,6 +5,8 @@ stopped, then so is what follows a stop at any step.
 """
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -23,7 +25,7 @@ from avrl import checkpoint, curve, training
 from avrl.artifact import SCRATCH, sha256_of
 from avrl.averaging import decay_of
 from avrl.config import as_json
-from avrl.errors import ConfigError
+from avrl.errors import ConfigError, UnsharedError
 from avrl.objectives import modules
 from avrl.pairs import Pairs, Sampling
 from avrl.ranks import Stopped, launch
@@ -118,6 +120,17 @@ def exchanges(out, frames, asked):
     return len(calls)
 
 
+def apart(out, frames):
+    """What is told if only the first rank sees a snapshot, as on nodes that do not share a disk."""
+    own = out / f"own-{Accelerator(cpu=True).process_index}/.partial-x"
+    own.mkdir(parents=True)
+    if own.parent.name == "own-0":
+        shutil.copytree(out / "moved", own, dirs_exist_ok=True)
+    with pytest.raises(UnsharedError) as told:
+        train(own, frames, CASES["parts"])
+    return str(told.value)
+
+
 def as_a_rank(out, frames):
     """What each of two ranks does; one start of two processes serves all the tests below."""
     torch.set_num_threads(1)
@@ -125,7 +138,7 @@ def as_a_rank(out, frames):
         runs(out / name, frames, asked)
     (out / "moved").mkdir(exist_ok=True)
     stopped(out / "moved", frames, CASES["parts"], 3)
-    return {name: exchanges(out, frames, asked) for name, asked in CASES.items()}
+    return {"apart": apart(out, frames), **{name: exchanges(out, frames, asked) for name, asked in CASES.items()}}
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +158,14 @@ def test_two_ranks_stopped_after_every_step_leave_what_undisturbed_ones_do(case,
 
 def test_ranks_exchange_gradients_once_a_step_whatever_the_parts(two_ranks):
     assert two_ranks[1]["whole"] == two_ranks[1]["parts"] >= 1
+
+
+def test_ranks_that_do_not_share_a_disk_are_told_so(two_ranks):
+    on = os.uname().nodename
+    assert two_ranks[1]["apart"] == (
+        f"process 1, on {on}, would train from step 0 of .partial-x; the first, on {on}, from step 3 of .partial-x; "
+        "let all nodes see one cache, and name it with --cache"
+    )
 
 
 def test_saved_at_two_ranks_and_resumed_at_one_is_the_same_run(frames, two_ranks, tmp_path):
