@@ -142,6 +142,7 @@ def as_a_rank(out, frames):
     told = {"apart": apart(out, frames), **{name: exchanges(out, frames, asked) for name, asked in CASES.items()}}
     if os.environ["RANK"] == "0":
         (out / "told.json").write_text(json.dumps(told))
+    (out / "poisoned").mkdir(exist_ok=True)
     ranked.train(out / "poisoned", frames, recipe("poisoned", save_minutes=0.0))
 
 

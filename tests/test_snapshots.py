@@ -1,4 +1,4 @@
-"""Snapshots on a disk that fills up, is killed over, or rots: what stays is good, and what does not stay takes no room."""
+"""Snapshots on a disk that fills up, is killed over, or rots: what stays is good, what does not takes no room."""
 
 import errno
 import os
