@@ -91,14 +91,14 @@ def save_snapshot(folder: Path, objective: Objective, optimizer: Optimizer, snap
     try:
         save_file(modules(objective).state_dict(), partial / "model.safetensors")
         save_file(_moments(objective, optimizer), partial / "optimizer.safetensors")
+        for path in partial.iterdir():
+            make_durable(path)
         state = {
             "step": snapshot.step,
             "rows": snapshot.rows,
             "window": snapshot.window,
             "sha256": {path.name: sha256_of(path) for path in sorted(partial.iterdir())},
         }
-        for name in state["sha256"]:
-            make_durable(partial / name)
         write_durably(partial / "state.json", json.dumps(state).encode())
         write_durably(partial / OWN, sha256_of(partial / "state.json").encode())
     except BaseException:
