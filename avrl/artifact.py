@@ -161,9 +161,9 @@ def sweep(root: Path) -> None:
 def seal(partial: Path, manifest: Manifest) -> None:
     """Make the files of a partial directory durable, then say so in its manifest: from here on it is finished."""
     for file in manifest.files:
-        _fsync(partial / file.path)
+        make_durable(partial / file.path)
     for folder, _, _ in os.walk(partial):
-        _fsync(Path(folder))
+        make_durable(Path(folder))
     write_durably(partial / MANIFEST, json.dumps(asdict(manifest), indent=1, sort_keys=True).encode())
 
 
@@ -176,7 +176,7 @@ def publish(partial: Path, final: Path) -> Artifact:
     shutil.rmtree(partial / SCRATCH, ignore_errors=True)
     final.parent.mkdir(parents=True, exist_ok=True)
     partial.rename(final)
-    _fsync(final.parent)
+    make_durable(final.parent)
     return load(final)
 
 
@@ -184,12 +184,17 @@ def write_durably(path: Path, data: bytes) -> None:
     """Write a file so that its name never shows a part of it: temporary name, fsync, rename, fsync folder."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_bytes(data)
-    _fsync(temporary)
+    make_durable(temporary)
     temporary.rename(path)
-    _fsync(path.parent)
+    make_durable(path.parent)
 
 
-def _fsync(path: Path) -> None:
+def make_durable(path: Path) -> None:
+    """Have a file's bytes, or a folder's names, on the disk.
+
+    Raises:
+        OSError: they are lost.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from avrl.artifact import sha256_of, write_durably
+from avrl.artifact import make_durable, sha256_of, write_durably
 from avrl.errors import IntegrityError
 from avrl.objectives import Network, Objective, create, modules
 
@@ -78,25 +78,38 @@ class Snapshot:
 
 
 def save_snapshot(folder: Path, objective: Objective, optimizer: Optimizer, snapshot: Snapshot) -> None:
-    """Publish ``<folder>/step-<n>``, then remove all but the newest `KEPT`."""
+    """Publish ``<folder>/step-<n>``, then remove all but the newest `KEPT`.
+
+    Those of later steps go too: this run would have gone on from them, had they been good. A save that fails takes no
+    room, so that what it failed for can be told on a full disk.
+    """
     final = folder / f"step-{snapshot.step:09d}"
     partial = folder / f".{final.name}.tmp"
-    for stale in (partial, final):
+    for stale in (*folder.glob(".step-*"), final):
         shutil.rmtree(stale, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_file(modules(objective).state_dict(), partial / "model.safetensors")
-    save_file(_moments(objective, optimizer), partial / "optimizer.safetensors")
-    state = {
-        "step": snapshot.step,
-        "rows": snapshot.rows,
-        "window": snapshot.window,
-        "sha256": {path.name: sha256_of(path) for path in sorted(partial.iterdir())},
-    }
-    write_durably(partial / "state.json", json.dumps(state).encode())
-    write_durably(partial / OWN, sha256_of(partial / "state.json").encode())
+    try:
+        save_file(modules(objective).state_dict(), partial / "model.safetensors")
+        save_file(_moments(objective, optimizer), partial / "optimizer.safetensors")
+        for path in partial.iterdir():
+            make_durable(path)
+        state = {
+            "step": snapshot.step,
+            "rows": snapshot.rows,
+            "window": snapshot.window,
+            "sha256": {path.name: sha256_of(path) for path in sorted(partial.iterdir())},
+        }
+        write_durably(partial / "state.json", json.dumps(state).encode())
+        write_durably(partial / OWN, sha256_of(partial / "state.json").encode())
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     partial.rename(final)
-    for old in sorted(folder.glob("step-*"))[:-KEPT]:
-        shutil.rmtree(old)
+    make_durable(folder)
+    stay = sorted(one for one in folder.glob("step-*") if one.name <= final.name)[-KEPT:]
+    for old in folder.glob("step-*"):
+        if old not in stay:
+            shutil.rmtree(old)
 
 
 def load_snapshot(folder: Path, objective: Objective, optimizer: Optimizer) -> Snapshot | None:

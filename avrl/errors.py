@@ -31,6 +31,10 @@ class ConfigError(AvrlError):
     exit_code = 2
 
 
+class UnsharedError(ConfigError):
+    """The processes of one run do not see the same cache."""
+
+
 class NotFoundError(AvrlError):
     """A reference names no artifact, or more than one."""
 

@@ -9,14 +9,17 @@ from __future__ import annotations
 import json
 import shlex
 from dataclasses import dataclass
+from importlib.metadata import distribution
+from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from avrl import __version__
 from avrl.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
 WARNING_S = 120  # before Slurm's kill: a snapshot of ViT-B takes seconds, on a slow disk a minute
 MEMORY_GB = 8  # a process: torch beside a GPU takes some 4
@@ -37,6 +40,7 @@ class Launch:
         folder: Absolute path of the folder that relative paths among the words start from.
         frames: Absolute path of the frames, or None if they lie on S3.
         frames_gb: Their size.
+        source: What avrl was installed from, see `source`.
     """
 
     name: str
@@ -48,6 +52,17 @@ class Launch:
     folder: Path
     frames: Path | None
     frames_gb: float
+    source: Path | None = None
+
+
+def source() -> Path | None:
+    """The checkout or the wheel that this avrl comes from, as pip has noted it (PEP 610); None: a package index."""
+    tree = Path(__file__).parents[1]
+    if (tree / "pyproject.toml").is_file():  # installed with -e, or not at all
+        return tree
+    noted = json.loads(distribution("avrl").read_text("direct_url.json") or "{}")
+    found = Path(url2pathname(urlsplit(noted.get("url", "")).path))
+    return found if found.is_absolute() and found.exists() else None
 
 
 def without(words: Sequence[str], *options: str) -> list[str]:
@@ -62,28 +77,31 @@ def without(words: Sequence[str], *options: str) -> list[str]:
 
 
 def slurm(run: Launch) -> str:
-    """An sbatch script: one task a GPU, a warning before the time is over, and into the queue again.
+    """An sbatch script: one task a GPU, on as many nodes as it takes; a warning before the time is over, and again.
 
-    Source of the options: sbatch(1), srun(1), scontrol(1). GPUs are asked for the node: with ``--gpus-per-task`` a
-    task sees only its own, as number 0, and torch looks for them by LOCAL_RANK. Since Slurm 22.05 ``srun`` does not
-    take over ``--cpus-per-task``. A dead task takes the others with it at once, some perhaps as terminated (143).
+    Source of the options: sbatch(1), srun(1), scontrol(1). How many GPUs a node has is known to Slurm alone, so tasks
+    are asked for and no nodes; each must see all GPUs of its node (``--gpu-bind=none``), or NCCL cannot copy from one
+    to the other directly. Since Slurm 22.05 ``srun`` does not take over ``--cpus-per-task``. A dead task takes the
+    others with it at once; the other way round, the first one still copies to S3 when the others have ended, which the
+    cluster's own limit for that (``--wait``) must not cut short.
 
     Raises:
         ConfigError: a word or path that a script cannot hold.
     """
     cores = run.workers + 1
-    gres = [f"#SBATCH --gres=gpu:{run.gpus}"] * run.on_gpu
+    gpu, bind = (["#SBATCH --gpus-per-task=1"], " --gpu-bind=none") if run.on_gpu else ([], "")
     lines = [
         "#!/bin/bash",
         f"# Printed by avrl {__version__}, and not submitted. Save it in a file and type: sbatch FILE",
         "# Edit this line: the longest turn that your queue gives. A run that needs more goes on in the next turn.",
         "#SBATCH --time=24:00:00",
         f"#SBATCH --job-name={run.name}",
-        "#SBATCH --nodes=1",
-        f"#SBATCH --ntasks-per-node={run.gpus}",
+        "# Slurm places the tasks on one node or several, all of which must see the cache. To say how many nodes:",
+        "# sbatch --nodes=2 FILE",
+        f"#SBATCH --ntasks={run.gpus}",
         f"#SBATCH --cpus-per-task={cores}",
-        *gres,
-        f"#SBATCH --mem={MEMORY_GB * run.gpus}G",
+        *gpu,
+        f"#SBATCH --mem-per-cpu={-(-MEMORY_GB * 1024 // cores)}M",
         f"#SBATCH --signal=USR1@{WARNING_S}",
         "#SBATCH --requeue",
         "#SBATCH --open-mode=append",
@@ -92,7 +110,7 @@ def slurm(run: Launch) -> str:
         f"cd {_quoted(run.folder)} || exit 2",
         f"export AVRL_CACHE={_quoted(run.cache)}",
         "# If avrl is not on the PATH that you submit with, activate its environment here.",
-        f"srun --kill-on-bad-exit=1 --cpus-per-task={cores} avrl {_line(run.words)}",
+        f"srun --kill-on-bad-exit=1 --wait=0 --cpus-per-task={cores}{bind} avrl {_line(run.words)}",
         "code=$?",
         "# 138, 143: stopped and saved. 5, or a process killed (134, 137): another try may help, but not for ever.",
         "case $code in",
@@ -107,6 +125,8 @@ def slurm(run: Launch) -> str:
 def skypilot(run: Launch) -> str:
     """A SkyPilot task: a spot machine with the GPUs, the frames copied to it or read from S3, and the same words.
 
+    Source of the fields: SkyPilot's task YAML specification. avrl itself comes as it is installed here.
+
     ``--gpus N`` starts torch's launcher with a process a GPU, as torchrun would, and has avrl's exit codes.
 
     Raises:
@@ -115,23 +135,30 @@ def skypilot(run: Launch) -> str:
     accelerators = [f"  accelerators: A10G:{run.gpus}"] * run.on_gpu
     if any(word.partition("=")[0] == "--like" for word in run.words):
         raise ConfigError("--like names a folder that another machine lacks", "type the options that it stands for")
-    words, mounts = run.words, []
+    words, workdir, mounts, package = run.words, [], {}, f"avrl=={__version__}"
+    if run.source and run.source.is_dir():
+        workdir, package = [f"workdir: {_text(str(run.source))}"], "."
+    elif run.source:
+        package = f"~/{_quoted(run.source.name)}"
+        mounts[f"~/{run.source.name}"] = run.source
     if run.frames:
         words = [*without(run.words, "--frames"), "--frames", run.frames.name]
-        mounts = ["file_mounts:", f"  {_text(f'~/avrl-cache/frames/{run.frames.name}')}: {_text(str(run.frames))}"]
+        mounts[f"~/avrl-cache/frames/{run.frames.name}"] = run.frames
     lines = [
         f"# Printed by avrl {__version__}, and not submitted. Save it in a file and type: sky jobs launch FILE",
         "# A spot machine may be taken away at any time: what is not on S3 by then is lost.",
         f"name: {run.name}",
+        *workdir,
         "resources:",
         *accelerators,
         f"  cpus: {run.gpus * (run.workers + 1)}+",
         f"  memory: {MEMORY_GB * run.gpus}+",
         f"  disk_size: {DISK_GB + round(run.frames_gb)}",
         "  use_spot: true",
-        *mounts,
+        *["file_mounts:"] * bool(mounts),
+        *[f"  {_text(there)}: {_text(str(here))}" for there, here in mounts.items()],
         "setup: |",
-        f"  pip install avrl=={__version__}",
+        f"  pip install {package}",
         "run: |",
         "  export AVRL_CACHE=~/avrl-cache",
         f"  avrl {_line(words)}",

@@ -9,8 +9,8 @@ import contextlib
 import json
 import logging
 import os
+import re
 import signal
-import subprocess
 import sys
 import traceback
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ import torch
 
 from avrl import errors
 from avrl.artifact import SCRATCH, write_durably
-from avrl.errors import AvrlError, DivergedError, TemporaryError
+from avrl.errors import AvrlError, ConfigError, DivergedError, TemporaryError, UnsharedError
 from avrl.workers import AGAIN, leave_with_parent
 
 if TYPE_CHECKING:
@@ -88,6 +88,10 @@ class Stopped(SystemExit):
     """The run was asked to stop, and its state is saved. Its code is 130, 143, or 138 for USR1."""
 
 
+# What all ranks find out together: the first one tells it.
+AGREED = (Stopped, DivergedError, UnsharedError)
+
+
 def agree(accelerator: Accelerator, loss: Tensor, stop: Stop, step: int) -> int:
     """All ranks look at the same flags before the optimizer moves: a non-finite loss ends the run everywhere.
 
@@ -117,20 +121,54 @@ def told_by_first(accelerator: Accelerator, flag: bool) -> bool:
     return bool(told.item())
 
 
-def rank_of_job() -> int | None:
+def rank_of_job(gpus: int) -> int | None:
     """This process's rank if torchrun or Slurm has started several; None if it stands alone.
 
-    Slurm's variables are translated to torch's, so that ``srun avrl pretrain ...`` needs no wrapper.
+    Slurm's variables are translated to torch's, so that ``srun avrl pretrain ...`` needs no wrapper, on one node or on
+    many. Their source is srun(1). A batch script has ``SLURM_NTASKS`` and ``SLURM_PROCID`` too, though nobody stands
+    beside it: only what ``srun`` has started knows ``SLURM_STEP_NUM_TASKS``.
+
+    Raises:
+        ConfigError: more than one GPU is asked for, and not so many processes were started: some would stand idle.
     """
-    if "RANK" not in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ:
-        if "MASTER_ADDR" not in os.environ:
-            words = ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]]
-            os.environ["MASTER_ADDR"] = subprocess.check_output(words, text=True).split()[0]
-        os.environ.setdefault("MASTER_PORT", str(20000 + int(os.environ.get("SLURM_JOB_ID", "0")) % 20000))
-        os.environ["RANK"] = os.environ["SLURM_PROCID"]
-        os.environ["WORLD_SIZE"] = os.environ["SLURM_NTASKS"]
-        os.environ["LOCAL_RANK"] = os.environ.get("SLURM_LOCALID", "0")
-    return int(os.environ["RANK"]) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
+    here = os.environ
+    if "RANK" not in here and int(here.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        here.setdefault("MASTER_ADDR", first_host(here["SLURM_STEP_NODELIST"]))
+        here.setdefault("MASTER_PORT", str(20000 + int(here["SLURM_JOB_ID"]) % 20000))
+        here["RANK"], here["WORLD_SIZE"] = here["SLURM_PROCID"], here["SLURM_STEP_NUM_TASKS"]
+        # Where Slurm binds a GPU to each task, a task sees no other, and its own as number 0.
+        here["LOCAL_RANK"] = "0" if torch.cuda.device_count() == 1 else here["SLURM_LOCALID"]
+    started = int(here.get("WORLD_SIZE", "1"))
+    if started > 1 and gpus not in (1, started):
+        raise ConfigError(f"--gpus {gpus}, but {started} processes were started", "start one a GPU: srun --ntasks")
+    return int(here["RANK"]) if started > 1 else None
+
+
+def first_host(nodes: str) -> str:
+    """The first node of a list as Slurm writes it, ``gpu[03-05,9]-a,login``: where the first rank is.
+
+    ``scontrol show hostnames`` would tell, but a container seldom has it.
+    """
+    first = re.match(r"(?:[^,\[]|\[[^]]*\])*", nodes)
+    return re.sub(r"\[(\w+)[^]]*\]", r"\1", first[0] if first else nodes)
+
+
+def require_shared(accelerator: Accelerator, out: Path, step: int) -> None:
+    """Refuse ranks that would not go on from the same point of the same run: each sees a cache of its own.
+
+    Raises:
+        UnsharedError: on all of them.
+    """
+    if accelerator.num_processes == 1:
+        return
+    said: list[Any] = [None] * accelerator.num_processes
+    torch.distributed.all_gather_object(said, (f"step {step} of {out.name}", os.uname().nodename))
+    for rank, (what, node) in enumerate(said):
+        if what != said[0][0]:
+            raise UnsharedError(
+                f"process {rank}, on {node}, would train from {what}; the first, on {said[0][1]}, from {said[0][0]}",
+                "let all nodes see one cache, and name it with --cache",
+            )
 
 
 def launch(train: Callable[..., dict[str, Any]], out: Path, processes: int, *args: Any) -> dict[str, Any]:

@@ -158,9 +158,11 @@ def bring_artifact(url: str, partial: Path, final: Path, key: str) -> None:
             publish(arriving, final)
 
 
-def is_finished(url: str, name: str) -> bool:
-    """Whether S3 has the finished artifact of this name."""
-    return read_manifest(f"{url}/{name}", PATIENCE) is not None
+def is_finished(url: str, name: str, partial: Path) -> bool:
+    """Whether S3 has the finished artifact of this name; if it does not tell, a run that has begun here goes on."""
+    with _bearing(partial / SNAPSHOTS):
+        return read_manifest(f"{url}/{name}", PATIENCE) is not None
+    return False
 
 
 def verify(artifact: Artifact, url: str) -> None:

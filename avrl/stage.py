@@ -11,6 +11,7 @@ import errno
 import fcntl
 import importlib.metadata
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -140,7 +141,8 @@ def _build(stage: Stage, config: object, inputs: Inputs, partial: Path) -> Manif
 
 def _is_full(error: Exception, cache: Cache) -> bool:
     """Whether a build failed for want of space: polars and safetensors say so in words, torch and numpy not at all."""
-    said = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
+    full = (errno.ENOSPC, errno.EDQUOT)
+    said = getattr(error, "errno", None) in full or any(os.strerror(code) in str(error) for code in full)
     return said or (cache.root.is_dir() and shutil.disk_usage(cache.root).free < NO_SPACE)
 
 

@@ -9,6 +9,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import threading
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 KEPT = 2  # snapshots that stay on S3, as on the disk
+HELD = "sync"  # beside the snapshots: what is on its way, under a name that retention does not remove
 LOOK_S = 2.0  # between looks for a new snapshot
 LAST_S = 60.0  # for the last snapshot of a run that is stopped: EC2 gives two minutes for all, saving too
 
@@ -100,7 +102,7 @@ class _Sender(threading.Thread):
     def __init__(self, there: Snapshots, here: Path, every_s: float) -> None:
         super().__init__(daemon=True)
         self.there, self.here, self.every_s = there, here, every_s
-        self.ended, self.stopped, self.sent = threading.Event(), threading.Event(), -1
+        self.ended, self.stopped, self.sent, self.failed = threading.Event(), threading.Event(), -1, ""
 
     def run(self) -> None:
         """Until the run ends."""
@@ -122,7 +124,7 @@ class _Sender(threading.Thread):
                 if step in self.there.refused:  # else its objects would be taken for sent
                     self.there.remove(step)
                 upload(*self._held(step), self.there.place, patience=remoterun.PATIENCE, stopped=self.stopped)
-                self.sent = step
+                self.sent, self.failed = step, ""
                 self.there.refused.discard(step)
                 log.info("step %d is on S3", step)
                 self.there.retire(step, KEPT)
@@ -131,16 +133,24 @@ class _Sender(threading.Thread):
                 log.warning("step %d is not sent to %s: %s", step, self.there.place, error)
             except (AvrlError, OSError, RuntimeError) as error:  # RuntimeError: no more threads
                 if not self.stopped.is_set():
-                    log.warning("step %d is not on S3 yet, training goes on: %s", step, getattr(error, "cause", error))
+                    self._warn(step, str(getattr(error, "cause", error)))
                 return
+            finally:
+                shutil.rmtree(self.here.with_name(HELD), ignore_errors=True)
+
+    def _warn(self, step: int, why: str) -> None:
+        """Once for a night of the same failure: each try names another step."""
+        known, self.failed = self.failed, re.sub(r"step-\d+\S*", "", why)
+        level = logging.DEBUG if self.failed == known else logging.WARNING
+        log.log(level, "step %d is not on S3 yet, training goes on: %s", step, why)
 
     def _held(self, step: int) -> tuple[list[File], Path]:
         """A snapshot under a name of our own, which retention does not remove, with its manifest.
 
         The pictures drawn up to its step go with it: the machine that drew them may be gone when they are wanted.
         """
-        source, held = self.here / name_of(step), self.here.with_name("sync") / name_of(step)
-        shutil.rmtree(held.parent, ignore_errors=True)
+        source, held = self.here / name_of(step), self.here.with_name(HELD) / name_of(step)
+        shutil.rmtree(held.parent, ignore_errors=True)  # what a kill has left
         (held / LOOKS).mkdir(parents=True)
         digests = json.loads((source / "state.json").read_bytes())["sha256"]
         digests |= {name: sha256_of(source / name) for name in ("state.json", OWN)}
@@ -151,7 +161,7 @@ class _Sender(threading.Thread):
         for name, path in paths.items():
             try:
                 os.link(path, held / name)
-            except PermissionError:  # a file system without links
+            except OSError:  # a file system without links, which each calls by another name
                 shutil.copyfile(path, held / name)
         files = [File(name, (held / name).stat().st_size, digest) for name, digest in sorted(digests.items())]
         manifest = {"stage": "snapshot", "key": self.there.key, "step": step, "files": [asdict(one) for one in files]}

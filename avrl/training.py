@@ -24,7 +24,7 @@ from avrl.curve import Curve
 from avrl.errors import ConfigError
 from avrl.objectives import Network, modules
 from avrl.pairs import Pairs, Sampling
-from avrl.ranks import Stop, Stopped, agree, lost_ranks, patience, told_by_first
+from avrl.ranks import Stop, Stopped, agree, lost_ranks, patience, require_shared, told_by_first
 from avrl.store import opened
 from avrl.watch import Watch
 
@@ -90,7 +90,7 @@ def train(out: Path, frames: Path, recipe: Recipe) -> dict[str, Any]:
         Facts for the manifest.
 
     Raises:
-        ConfigError: the batch does not divide among the ranks, or the episodes are too few.
+        ConfigError: the batch does not divide among the ranks, which share no folder, or the episodes are too few.
         DivergedError: the loss is not finite; no weights of that step are kept anywhere.
         Stopped: a signal came; the state is saved.
         TemporaryError: another rank died, or does not answer.
@@ -103,6 +103,7 @@ def train(out: Path, frames: Path, recipe: Recipe) -> dict[str, Any]:
     warmup = round(recipe.warmup_epochs * pairs.steps_per_epoch)
     curve = Curve(total, pairs.steps_per_epoch, recipe.batch_size, learner.found)
     first = learner.found.step if learner.found else 0
+    require_shared(accelerator, out, first)
     saved = begun = time.monotonic()
     watch = Watch(out, recipe, pairs, learner.objective, learner.optimizer, curve, first, rank)
     with Stop() as stop, watch, curve.progress(first, rank) as bar:

@@ -5,6 +5,7 @@ With ``--frames s3://...`` even ``--dry-run`` writes into the cache: the store's
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +14,10 @@ from typing import Annotated, Literal
 import typer
 
 from avrl.artifact import Artifact
-from avrl.errors import AvrlError, ConfigError, SyncError
-from avrl.launch_script import SCRIPTS, Launch, without
+from avrl.errors import AvrlError, ConfigError, NotFoundError, SyncError
+from avrl.launch_script import SCRIPTS, Launch, source, without
 from avrl.stages.prep import whole
-from avrl.stages.pretrain import STAGE, PretrainConfig, arrive, follow, leave, network, recipe, settled
+from avrl.stages.pretrain import STAGE, PretrainConfig, arrive, follow, is_first, leave, network, recipe, settled
 from avrl_cli.options import verb
 from avrl_cli.output import Session
 
@@ -49,14 +50,7 @@ def command(
                 f"{frames} is a share ({share})", "join the shares: avrl prep --mirror s3://BUCKET/PREFIX"
             )
     else:
-        found = session.store.resolve(
-            "frames",
-            frames,
-            where=lambda one: whole(one) and (bool(frames) or _is_of(one, on)),
-            what=f"frames of {on}",
-            make="avrl prep" if on == "egodex" else f"avrl prep {on}",
-            option="--frames",
-        )
+        found = _stored(session, on, frames)
     if launch_script:
         session.document["launch_script"] = SCRIPTS[launch_script](_launch(session, config, frames, found))
         session.tell(session.document["launch_script"].rstrip("\n"))
@@ -75,6 +69,25 @@ def command(
         _leave(session, config, session.run(STAGE, config, {"frames": found}, expect))
 
 
+def _stored(session: Session, on: str, frames: str) -> Artifact:
+    """The frame store in the cache that is asked for."""
+    try:
+        return session.store.resolve(
+            "frames",
+            frames,
+            where=lambda one: whole(one) and (bool(frames) or _is_of(one, on)),
+            what=f"frames of {on}",
+            make="avrl prep" if on == "egodex" else f"avrl prep {on}",
+            option="--frames",
+        )
+    except NotFoundError as error:
+        if is_first():
+            raise
+        raise NotFoundError(
+            f"{error.cause}, on {os.uname().nodename}", "let all nodes see one cache, and name it with --cache"
+        ) from error
+
+
 def _launch(session: Session, config: PretrainConfig, frames: str, found: Artifact) -> Launch:
     """This run, with the words that were typed for it."""
     return Launch(
@@ -87,6 +100,7 @@ def _launch(session: Session, config: PretrainConfig, frames: str, found: Artifa
         folder=Path.cwd(),
         frames=None if frames.startswith("s3://") else found.root.resolve(),
         frames_gb=found.bytes / 1e9,
+        source=source(),
     )
 
 

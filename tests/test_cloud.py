@@ -266,6 +266,21 @@ def test_without_shutdown_an_incomplete_copy_is_told_by_the_same_code(machines, 
     assert "is done, but not on S3: " in machines.err.splitlines()[-1]
 
 
+def test_credentials_that_expire_stop_no_step_but_the_end_tells(machines, straight, store, monkeypatch):
+    def expire(*args, real=training.learning_rate):
+        store.fault = lambda *_: refuse(400, "ExpiredToken")
+        return real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "learning_rate", expire)
+        assert machines("first", "--epochs", "2", *SYNC, *EAGER) == 10
+    assert machines.err.count("not on S3 yet, training goes on") <= 1
+    assert "is done, but not on S3: " in machines.err.splitlines()[-1]
+    store.fault = None
+    assert machines("first", "--epochs", "2", *SYNC) == 0
+    assert digest_of_run(machines) == straight(2)
+
+
 def test_a_run_that_is_stopped_stays_up(machines, store, off, monkeypatch):
     stop_after(monkeypatch, 3)
     assert machines("first", *SHUTDOWN) == 143

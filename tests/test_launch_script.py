@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Annotated
 
@@ -102,11 +103,10 @@ def test_slurm_runs_a_task_a_gpu_with_the_words_that_were_typed(lab, asked, tmp_
     assert re.fullmatch(r"\d+:00:00", told.pop("time"))
     assert told == {
         "job-name": "avrl-two-stream-small",
-        "nodes": "1",
-        "ntasks-per-node": "4",
+        "ntasks": "4",
         "cpus-per-task": "4",
-        "gres": "gpu:4",
-        "mem": "32G",
+        "gpus-per-task": "1",
+        "mem-per-cpu": "2048M",
         "signal": "USR1@120",
         "requeue": "",
         "open-mode": "append",
@@ -116,7 +116,7 @@ def test_slurm_runs_a_task_a_gpu_with_the_words_that_were_typed(lab, asked, tmp_
     assert code == 0
     assert call[:3] == ["srun", str(place / "my $cache"), str(place)]
     at = call.index("avrl")
-    assert call[3:at] == ["--kill-on-bad-exit=1", "--cpus-per-task=4"]
+    assert call[3:at] == ["--kill-on-bad-exit=1", "--wait=0", "--cpus-per-task=4", "--gpu-bind=none"]
     assert call[at + 1 :] == ["pretrain", *TYPED]
     assert understood(call[at + 2 :]) == understood(TYPED)
     assert understood(TYPED)[2] == PretrainConfig(gpus=4, workers=3, epochs=7, size="small")
@@ -146,7 +146,7 @@ def test_a_stopped_job_queues_again_and_a_hopeless_one_does_not(ended, count, ag
 def test_skypilot_copies_the_frames_to_a_spot_machine(lab, asked, tmp_path):
     _, artifact = lab
     task = yaml.safe_load(asked("skypilot", *TYPED, "--frames", "egodex-made"))
-    assert task.pop("setup") == f"pip install avrl=={__version__}\n"
+    del task["setup"], task["workdir"]
     (call,), code = run(task.pop("run"), tmp_path)
     assert task == {
         "name": "avrl-two-stream-small",
@@ -158,15 +158,59 @@ def test_skypilot_copies_the_frames_to_a_spot_machine(lab, asked, tmp_path):
     assert code == 0
 
 
-def test_without_a_gpu_none_is_asked_for(asked):
+def task_from(source, lab):
+    from avrl.launch_script import Launch, skypilot
+
+    task = yaml.safe_load(skypilot(Launch("n", ["pretrain"], 1, 1, True, lab, lab, None, 0.0, source)))
+    for name in ("setup", "run"):
+        subprocess.run(["bash", "-n"], input=task[name], text=True, check=True)
+    return task
+
+
+def test_skypilot_brings_the_avrl_that_is_here(lab, asked, tmp_path):
+    root = Path(__file__).parents[1]
+    task = yaml.safe_load(asked("skypilot", *TYPED))
+    assert task["workdir"] == str(root)
+    assert task["setup"] == "pip install .\n"
+    assert tomllib.loads((root / "pyproject.toml").read_text())["project"]["name"] == "avrl"
+
+    wheel = tmp_path / "avrl-1.0-py3-none-any.whl"
+    wheel.touch()
+    task = task_from(wheel, tmp_path)
+    assert task["file_mounts"] == {f"~/{wheel.name}": str(wheel)}
+    assert task["setup"] == f"pip install ~/{wheel.name}\n"
+
+    task = task_from(None, tmp_path)
+    assert task["setup"] == f"pip install avrl=={__version__}\n"
+    assert {"workdir", "file_mounts"}.isdisjoint(task)
+
+
+@pytest.mark.parametrize(("noted", "found"), [("{url}", True), ("{url}.gone", False), ("https://x/y.whl", False)])
+def test_where_avrl_comes_from_is_what_pip_has_noted(noted, found, tmp_path, monkeypatch):
+    """A copy of avrl as a wheel leaves it, asked for its source."""
+    site, wheel = tmp_path / "site", tmp_path / "a b.whl"
+    wheel.touch()
+    shutil.copytree(Path(avrl_cli.app.__file__).parents[1] / "avrl", site / "avrl", ignore=lambda *_: ["sample"])
+    (site / "avrl-1.dist-info").mkdir()
+    (site / "avrl-1.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: avrl\nVersion: 1\n")
+    note = json.dumps({"url": noted.format(url=wheel.as_uri())})
+    (site / "avrl-1.dist-info/direct_url.json").write_text(note)
+    code = f"import sys; sys.path.insert(0, {str(site)!r}); from avrl.launch_script import source; print(source())"
+    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(wheel if found else None)
+
+
+def test_without_a_gpu_none_is_asked_for(asked, tmp_path):
     words = ("videomae", "--device", "cpu", "--size", "tiny")
-    assert "gres" not in options(asked("slurm", *words))
+    script = asked("slurm", *words)
+    assert "gpus-per-task" not in options(script)
+    assert "--gpu-bind=none" not in run(script, tmp_path)[0][0]
     assert set(yaml.safe_load(asked("skypilot", *words))["resources"]) == {"cpus", "memory", "disk_size", "use_spot"}
 
 
 def test_json_holds_the_script(asked):
     document = json.loads(asked("slurm", *TYPED, "--json"))
-    assert options(document["launch_script"])["nodes"] == "1"
+    assert options(document["launch_script"])["ntasks"] == "4"
     assert document["artifacts"] == []
 
 

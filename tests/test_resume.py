@@ -5,6 +5,8 @@ stopped, then so is what follows a stop at any step.
 """
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+import ranked
 import torch
 from accelerate import Accelerator
 from made import frame_store
@@ -23,7 +26,7 @@ from avrl import checkpoint, curve, training
 from avrl.artifact import SCRATCH, sha256_of
 from avrl.averaging import decay_of
 from avrl.config import as_json
-from avrl.errors import ConfigError
+from avrl.errors import AvrlError, ConfigError, UnsharedError
 from avrl.objectives import modules
 from avrl.pairs import Pairs, Sampling
 from avrl.ranks import Stopped, launch
@@ -118,24 +121,39 @@ def exchanges(out, frames, asked):
     return len(calls)
 
 
+def apart(out, frames):
+    """What is told if only the first rank sees a snapshot, as on nodes that do not share a disk."""
+    own = out / f"own-{Accelerator(cpu=True).process_index}/.partial-x"
+    own.mkdir(parents=True)
+    if own.parent.name == "own-0":
+        shutil.copytree(out / "moved", own, dirs_exist_ok=True)
+    with pytest.raises(UnsharedError) as told:
+        train(own, frames, CASES["parts"])
+    return str(told.value)
+
+
 def as_a_rank(out, frames):
-    """What each of two ranks does; one start of two processes serves all the tests below."""
+    """What each of two ranks does; one start of two processes serves all the tests below. It ends with exit 9."""
     torch.set_num_threads(1)
     for name, asked in CASES.items():
         runs(out / name, frames, asked)
     (out / "moved").mkdir(exist_ok=True)
     stopped(out / "moved", frames, CASES["parts"], 3)
-    return {name: exchanges(out, frames, asked) for name, asked in CASES.items()}
+    told = {"apart": apart(out, frames), **{name: exchanges(out, frames, asked) for name, asked in CASES.items()}}
+    if os.environ["RANK"] == "0":
+        (out / "told.json").write_text(json.dumps(told))
+    (out / "poisoned").mkdir(exist_ok=True)
+    ranked.train(out / "poisoned", frames, recipe("poisoned", save_minutes=0.0))
 
 
 @pytest.fixture(scope="module")
 def two_ranks(frames, tmp_path_factory):
-    """Folder of the runs of two gloo ranks, and the exchanges that they count."""
+    """Folder of the runs of two gloo ranks, and what they tell."""
     out = tmp_path_factory.mktemp("two")
     words = [sys.executable, __file__, str(out), str(frames)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return out, json.loads(done.stdout)
+    return out, json.loads((out / "told.json").read_bytes()) | {"ended": json.loads(done.stdout)}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -145,6 +163,27 @@ def test_two_ranks_stopped_after_every_step_leave_what_undisturbed_ones_do(case,
 
 def test_ranks_exchange_gradients_once_a_step_whatever_the_parts(two_ranks):
     assert two_ranks[1]["whole"] == two_ranks[1]["parts"] >= 1
+
+
+def test_ranks_that_do_not_share_a_disk_are_told_so(two_ranks):
+    on = os.uname().nodename
+    assert two_ranks[1]["apart"] == (
+        f"process 1, on {on}, would train from step 0 of .partial-x; the first, on {on}, from step 3 of .partial-x; "
+        "let all nodes see one cache, and name it with --cache"
+    )
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_stops_both_before_they_move(two_ranks):
+    out, told = two_ranks
+    kind, code, line = told["ended"]
+    assert (kind, code) == ("DivergedError", 9)
+    assert line.startswith("the loss is not finite at step 2")
+    kept = out / "poisoned" / SCRATCH / "snapshots"
+    assert sorted(one.name for one in kept.iterdir()) == ["step-000000001", "step-000000002"]
+    objective = checkpoint.build(recipe().network)
+    found = checkpoint.load_snapshot(kept, objective, torch.optim.AdamW(modules(objective).parameters()))
+    assert found.step == 2
+    assert all(torch.isfinite(one).all() for one in modules(objective).parameters())
 
 
 def test_saved_at_two_ranks_and_resumed_at_one_is_the_same_run(frames, two_ranks, tmp_path):
@@ -229,4 +268,7 @@ def test_torchruns_ranks_are_counted_too(frames, tmp_path):
 
 
 if __name__ == "__main__":
-    print(json.dumps(launch(as_a_rank, Path(sys.argv[1]), 2, Path(sys.argv[2]))))
+    try:
+        launch(as_a_rank, Path(sys.argv[1]), 2, Path(sys.argv[2]))
+    except AvrlError as error:
+        print(json.dumps([type(error).__name__, error.exit_code, str(error)]))

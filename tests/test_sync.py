@@ -1,6 +1,7 @@
 """`avrl.sync` and `avrl.remoterun` against a real S3 server with faults: what a run leaves there, what comes back."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -174,6 +175,24 @@ def test_a_snapshot_that_rotted_here_is_not_sent_but_the_one_before(store, out, 
     assert "step 2 is not sent" in caplog.text
 
 
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK])
+def test_a_disk_without_links_costs_a_copy(code, store, out, monkeypatch):
+    def link(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", link)
+    save(out, 1)
+    with running(out):
+        until(lambda: steps_of(store) == [1])
+
+
+def test_what_is_sent_is_not_held_any_longer(store, out):
+    save(out, 1)
+    with running(out):
+        until(lambda: steps_of(store) == [1])
+        until(lambda: not list(out.glob("scratch/sync/*")))
+
+
 # A store that fails.
 
 
@@ -222,6 +241,29 @@ def test_a_broken_store_costs_training_a_warning_and_never_has_a_manifest(fault,
     store.fault = None
     with running(out):
         until(lambda: steps_of(store) == [1])
+
+
+def test_credentials_that_expire_are_told_once(store, out, caplog):
+    with running(out):
+        store.fault = lambda *_: refuse(400, "ExpiredToken")
+        for step in (1, 2, 3):
+            save(out, step)
+            asked = len(store.asked)
+            until(lambda asked=asked: len(store.asked) > asked + 2)
+        assert caplog.text.count("the credentials have expired") == 1
+        store.fault = None
+        until(lambda: steps_of(store) == [3])
+        store.fault = lambda *_: refuse(400, "ExpiredToken")
+        save(out, 4)
+        until(lambda: caplog.text.count("the credentials have expired") == 2)
+
+
+def test_another_rank_goes_on_with_what_is_here_if_the_store_does_not_tell(store, out):
+    store.fault = lambda *_: refuse(503, "SlowDown")
+    with pytest.raises(TemporaryError):
+        remoterun.is_finished(URL, "clips-kkkk", out)
+    save(out, 1)
+    assert not remoterun.is_finished(URL, "clips-kkkk", out)
 
 
 def test_a_stopped_run_waits_for_a_dead_store_no_longer_than_told(store, out, monkeypatch, caplog):

@@ -143,17 +143,19 @@ def test_ranks_that_a_launcher_started_join_one_run(cache, tmp_path, launcher):
     frames = next(cache.glob("frames/egodex*"))
     words = ["pretrain", "single-stream", *TINY, "--seed", "5" if launcher == "slurm" else "6", "--device", "cpu"]
     words += ["--frames", frames.name]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "AVRL_CACHE": str(cache), "MASTER_ADDR": "127.0.0.1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "AVRL_CACHE": str(cache)}
     if launcher == "torchrun":
         torchrun = [str(Path(sys.executable).parent / "torchrun"), "--nproc-per-node", "2", "--no-python"]
         codes = [
             subprocess.run([*torchrun, AVRL, *words], env=environment, capture_output=True, check=False).returncode
         ]
-    else:
+    else:  # the first tasks of two nodes
+        environment |= {"SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "0", "SLURM_JOB_ID": str(os.getpid())}
+        environment |= {"SLURM_STEP_NODELIST": "localhost,gpu[2-3]", "SLURM_NTASKS": "2"}
         ranks = [
             subprocess.Popen(
-                [AVRL, *words],
-                env={**environment, "SLURM_NTASKS": "2", "SLURM_PROCID": str(rank), "SLURM_JOB_ID": str(os.getpid())},
+                [AVRL, *words, "--gpus", "2"],
+                env={**environment, "SLURM_PROCID": str(rank)},
                 stderr=subprocess.PIPE,
                 stdout=subprocess.PIPE,
             )

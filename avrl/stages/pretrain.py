@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -210,7 +211,7 @@ def _trained(config: PretrainConfig, frames: Artifact, out: Path) -> Built:
     from avrl.ranks import launch, rank_of_job
     from avrl.training import train
 
-    if rank_of_job() is None and config.gpus > 1:
+    if rank_of_job(config.gpus) is None and config.gpus > 1:
         facts = launch(train, out, config.gpus, frames.root, recipe(config))
     else:
         facts = train(out, frames.root, recipe(config))
@@ -256,27 +257,34 @@ def leave(config: PretrainConfig, artifact: Artifact) -> None:
         power_off()
 
 
+def is_first() -> bool:
+    """Whether this process stands alone, or is the first of those that torchrun or Slurm started."""
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) == 0
+
+
 def follow(config: PretrainConfig, inputs: Inputs, cache: Cache) -> bool:
     """Join a run as one of the ranks that torchrun or Slurm started beside the first.
 
-    The first rank finds, builds and publishes; the others only train in the same directory.
+    The first rank finds, builds and publishes; the others only train in the same directory. What all find out
+    together is the first one's to tell: a second exit code would hide it, and srun kills the others at the first.
 
     Returns:
         False for the first rank and for a process that stands alone: they run the stage.
     """
-    if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) == 0:
+    if is_first():
         return False
-    from avrl.ranks import rank_of_job
+    from avrl.ranks import AGREED, rank_of_job
     from avrl.remoterun import is_finished
     from avrl.training import train
 
     key = STAGE.key(config, inputs)
-    if rank_of_job() is None or cache.find(STAGE.name, key):
-        return rank_of_job() is not None
+    if rank_of_job(config.gpus) is None or cache.find(STAGE.name, key):
+        return rank_of_job(config.gpus) is not None
     slug = STAGE.slug(config, inputs)
-    if config.sync and is_finished(_bucket(config), cache.path(STAGE.name, slug, key).name):
-        return True  # the first rank brings it
     partial = cache.partial(STAGE.name, slug, key)
+    if config.sync and is_finished(_bucket(config), cache.path(STAGE.name, slug, key).name, partial):
+        return True  # the first rank brings it
     partial.mkdir(parents=True, exist_ok=True)
-    train(partial, inputs["frames"].root, recipe(config))
+    with contextlib.suppress(*AGREED):
+        train(partial, inputs["frames"].root, recipe(config))
     return True
