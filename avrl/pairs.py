@@ -56,6 +56,11 @@ class Batch:
         return [Batch(*one) for one in zip(*split, strict=True)]
 
 
+def sent(one: Tensor, device: torch.device) -> Tensor:
+    """A tensor on the device. To a GPU by way of pinned memory: from any other, a copy waits for all work before it."""
+    return one.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else one.to(device)
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How pairs are drawn.

@@ -23,8 +23,8 @@ from avrl.cost import cost, sentence
 from avrl.curve import Curve
 from avrl.errors import ConfigError
 from avrl.objectives import Network, modules
-from avrl.pairs import Pairs, Sampling
-from avrl.ranks import Stop, Stopped, agree, lost_ranks, patience, told_by_first
+from avrl.pairs import Pairs, Sampling, sent
+from avrl.ranks import Stop, Stopped, agree, lost_ranks, patience
 from avrl.store import opened
 from avrl.watch import Watch
 
@@ -109,15 +109,15 @@ def train(out: Path, frames: Path, recipe: Recipe) -> dict[str, Any]:
         for step, batch in enumerate(pairs.stream(first, total, rank, world), first):
             lr = learning_rate(step, total, warmup, recipe.lr)
             losses = learner.losses(batch)
-            asked_to_stop = agree(accelerator, losses["loss"], stop, step)
+            due = time.monotonic() - saved > 60 * recipe.save_minutes
+            code, due = agree(accelerator, losses["loss"], stop, due, step)
             watch.see(curve.add(step, losses, learner.move(step, lr), lr, accelerator))
             bar.update()
-            due = told_by_first(accelerator, time.monotonic() - saved > 60 * recipe.save_minutes)
-            if (asked_to_stop or due) and step + 1 < total:
+            if due and step + 1 < total:
                 learner.save(curve.snapshot(step + 1, accelerator))
                 saved = time.monotonic()
-                if asked_to_stop:
-                    raise Stopped(128 + asked_to_stop)
+                if code:
+                    raise Stopped(code)
     if rank == 0:
         curve.write(out / "log.parquet")
         learner.settle()
@@ -171,11 +171,11 @@ class _Learner:
     def _forward(self, part: Batch) -> dict[str, Tensor]:
         """Losses of a part; the wrapped module's ``forward`` is the only loss path there is."""
         to = self.accelerator.device
-        frames_BTHWC = part.frames_BTHWC.to(to)
+        frames_BTHWC = sent(part.frames_BTHWC, to)
         if self.recipe.augment:
             frames_BTHWC = augment(frames_BTHWC, part.seed_B)
         with self.accelerator.autocast():
-            found: dict[str, Tensor] = self.model(frames_BTHWC, part.gap_B.to(to), part.seed_B.to(to))
+            found: dict[str, Tensor] = self.model(frames_BTHWC, sent(part.gap_B, to), sent(part.seed_B, to))
         return found
 
     def move(self, step: int, lr: float) -> Tensor:

@@ -26,7 +26,7 @@ from avrl.config import as_json
 from avrl.errors import ConfigError
 from avrl.objectives import modules
 from avrl.pairs import Pairs, Sampling
-from avrl.ranks import Stopped, launch
+from avrl.ranks import Stop, Stopped, agree, launch
 from avrl.stages import pretrain
 from avrl.stages.pretrain import PretrainConfig
 from avrl.store import FrameStore
@@ -118,6 +118,20 @@ def exchanges(out, frames, asked):
     return len(calls)
 
 
+def agreed():
+    """What two ranks agree on: one of them was sent a signal, or finds that a snapshot is due; in one exchange each."""
+    accelerator, calls, real = Accelerator(cpu=True), [], torch.distributed.all_reduce
+    rank, loss = accelerator.process_index, torch.zeros(())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.distributed, "all_reduce", lambda *args, **more: calls.append(1) or real(*args, **more))
+        found = {
+            "signal to 1": agree(accelerator, loss, Stop(143 if rank == 1 else 0), False, 0),
+            "due on 0": agree(accelerator, loss, Stop(), rank == 0, 0),
+            "due on 1": agree(accelerator, loss, Stop(), rank == 1, 0),
+        }
+    return {**found, "exchanges": len(calls)}
+
+
 def as_a_rank(out, frames):
     """What each of two ranks does; one start of two processes serves all the tests below."""
     torch.set_num_threads(1)
@@ -125,7 +139,8 @@ def as_a_rank(out, frames):
         runs(out / name, frames, asked)
     (out / "moved").mkdir(exist_ok=True)
     stopped(out / "moved", frames, CASES["parts"], 3)
-    return {name: exchanges(out, frames, asked) for name, asked in CASES.items()}
+    told = {"agreed": agreed()}
+    return told | {name: exchanges(out, frames, asked) for name, asked in CASES.items()}
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +160,15 @@ def test_two_ranks_stopped_after_every_step_leave_what_undisturbed_ones_do(case,
 
 def test_ranks_exchange_gradients_once_a_step_whatever_the_parts(two_ranks):
     assert two_ranks[1]["whole"] == two_ranks[1]["parts"] >= 1
+
+
+def test_ranks_stop_for_any_of_them_and_save_when_the_first_says_so(two_ranks):
+    assert two_ranks[1]["agreed"] == {
+        "signal to 1": [143, True],
+        "due on 0": [0, True],
+        "due on 1": [0, False],
+        "exchanges": 3,
+    }
 
 
 def test_saved_at_two_ranks_and_resumed_at_one_is_the_same_run(frames, two_ranks, tmp_path):
