@@ -19,7 +19,7 @@ from avrl import checkpoint
 from avrl.artifact import SCRATCH
 from avrl.augment import augment
 from avrl.averaging import adopt, average
-from avrl.cost import cost, sentence
+from avrl.cost import cost, sentence, speed
 from avrl.curve import Curve
 from avrl.errors import ConfigError
 from avrl.objectives import Network, modules
@@ -123,16 +123,15 @@ def train(out: Path, frames: Path, recipe: Recipe) -> dict[str, Any]:
         learner.settle()
         checkpoint.save(out, learner.objective, recipe.network)
     accelerator.wait_for_everyone()
-    seconds = time.monotonic() - begun
+    seconds = max(time.monotonic() - begun, 1e-9)
     return {
-        **learner.facts(),
+        **learner.facts((total - first) * recipe.batch_size / seconds),
         "steps": total,
         "samples": total * recipe.batch_size,
         "final_loss": curve.rows[-1]["loss"],
         "final_skill": curve.rows[-1]["skill"],
         "final_held_out_skill": curve.rows[-1]["held_out_skill"],
-        "data_wait": round(pairs.waited_s / max(seconds, 1e-9), 4),
-        "samples_per_second": round((total - first) * recipe.batch_size / max(seconds, 1e-9), 1),
+        "data_wait": round(pairs.waited_s / seconds, 4),
     }
 
 
@@ -153,7 +152,9 @@ class _Learner:
             log.info("%s", sentence(self.network, cost(self.network)))
         self.objective = checkpoint.build(recipe.network)
         modules(self.objective).to(accelerator.device)
-        self.optimizer = torch.optim.AdamW(_groups(self.objective, recipe.weight_decay), lr=recipe.lr, betas=BETAS)
+        groups = _groups(self.objective, recipe.weight_decay)
+        # Fused: .28 of the default's time on one CPU core, .17 of foreach's (Two-Stream base; tiny: .31 and .21).
+        self.optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=BETAS, fused=True)
         self.found = checkpoint.load_snapshot(snapshots, self.objective, self.optimizer)
         self.model, self.wrapped = accelerator.prepare(modules(self.objective), self.optimizer)
 
@@ -200,17 +201,22 @@ class _Learner:
             checkpoint.save_snapshot(self.snapshots, self.objective, self.optimizer, snapshot)
         self.accelerator.wait_for_everyone()
 
-    def facts(self) -> dict[str, Any]:
-        """What ran, and on what."""
-        on_gpu = self.accelerator.device.type == "cuda"
+    def facts(self, rate: float) -> dict[str, Any]:
+        """What ran, on what, and how fast: at so many samples a second."""
+        on_gpu, processes = self.accelerator.device.type == "cuda", self.accelerator.num_processes
+        device, arithmetic = torch.cuda.get_device_name() if on_gpu else "cpu", _arithmetic(self.accelerator)
+        pace = speed(self.network, rate, device, arithmetic, processes)
+        if self.accelerator.is_main_process:
+            log.info("%s", ", ".join(f"{name.replace('_', ' ')}: {figure}" for name, figure in pace.items()))
         return {
             **self.recipe.network,
             **cost(self.network),
             "baseline": self.objective.baseline,
             "weights": f"running mean, decay {self.recipe.ema}" if self.recipe.ema else "last step",
-            "device": torch.cuda.get_device_name() if on_gpu else "cpu",
-            "processes": self.accelerator.num_processes,
-            "arithmetic": _arithmetic(self.accelerator),
+            "device": device,
+            "processes": processes,
+            "arithmetic": arithmetic,
+            **pace,
         }
 
 

@@ -180,6 +180,17 @@ def test_saved_at_two_ranks_and_resumed_at_one_is_the_same_run(frames, two_ranks
     assert ((one["loss"] - other["loss"]) / one["loss"]).abs().max() <= 1e-5
 
 
+def test_the_number_of_workers_may_change_on_the_way(frames, tmp_path):
+    for workers, later in ((0, 0), (1, 2), (2, 0)):
+        out = tmp_path / str(workers)
+        out.mkdir()
+        stopped(out, frames, replace(CASES["whole"], threads=workers), 3)
+        train(out, frames, replace(CASES["whole"], threads=later))
+    (tmp_path / "undisturbed").mkdir()
+    train(tmp_path / "undisturbed", frames, replace(CASES["whole"], threads=2))
+    assert all(files(tmp_path / str(workers)) == files(tmp_path / "undisturbed") for workers in (0, 1, 2))
+
+
 @pytest.mark.parametrize("objective", ["two-stream", "single-stream", "videomae"])
 def test_gradients_of_parts_add_up_to_those_of_the_whole(objective, frames, tmp_path):
     found = []
