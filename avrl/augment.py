@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from avrl.pairs import uniform
+from avrl.pairs import sent, uniform
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,7 +36,7 @@ def augment(frames_BTHWC: Tensor, seed_B: Tensor) -> Tensor:
     Returns:
         uint8 0..255, the same shape.
     """
-    return _change(frames_BTHWC, torch.from_numpy(_look(seed_B.cpu().numpy())).to(frames_BTHWC.device))
+    return _change(frames_BTHWC, sent(torch.from_numpy(_look(seed_B.cpu().numpy())), frames_BTHWC.device))
 
 
 def _change(frames_BTHWC: Tensor, look_B8: Tensor) -> Tensor:

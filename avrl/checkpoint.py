@@ -155,5 +155,4 @@ def _restore_moments(objective: Objective, optimizer: Optimizer, flat: dict[str,
     for name, value in flat.items():
         key, _, of = name.partition("/")
         parameter = parameters[of]
-        # AdamW keeps its step count on the CPU whatever the device, unless it is fused or capturable.
-        optimizer.state[parameter][key] = value if key == "step" else value.to(parameter.device)
+        optimizer.state[parameter][key] = value.to(parameter.device)

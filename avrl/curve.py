@@ -60,12 +60,12 @@ class Curve:
         self, step: int, losses: dict[str, Tensor], norm: Tensor, lr: float, accelerator: Accelerator
     ) -> Row | None:
         """Count a step; at the end of a window all ranks' means become a row, which is returned."""
-        values = torch.stack([losses["loss"], losses["error"], losses["reference"], norm]).detach().double().cpu()
-        self._sums = values if self._sums is None else self._sums + values
+        values = torch.stack([losses["loss"], losses["error"], losses["reference"], norm]).detach().double()
+        self._sums = values if self._sums is None else self._sums.to(values.device) + values
         done = step + 1
         if done % self.window and done != self.total:
             return None
-        sums = accelerator.reduce(self._sums.to(accelerator.device), "mean").tolist()
+        sums = accelerator.reduce(self._sums, "mean").tolist()
         count = self.window if done % self.window == 0 else done % self.window
         loss, error, reference, grad_norm = (value / count for value in sums)
         self._sums = None
@@ -81,7 +81,7 @@ class Curve:
     def snapshot(self, step: int, accelerator: Accelerator) -> Snapshot:
         """The state of the log after so many steps, the same on every rank from here on."""
         if self._sums is not None:
-            self._sums = accelerator.reduce(self._sums.to(accelerator.device), "mean").cpu()
+            self._sums = accelerator.reduce(self._sums, "mean")
         return Snapshot(step, self.rows, [] if self._sums is None else self._sums.tolist())
 
     def write(self, out: Path) -> None:

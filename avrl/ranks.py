@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import Tensor
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # the last is Slurm's warning
+# Signals and the codes that a run ends with: USR1, Slurm's warning, asks for the same as SIGTERM.
+SIGNALS = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 143}
 # How long a collective waits for a rank that neither works nor dies: more than the longest save of the first rank,
 # for which the others wait. A rank that dies is noticed at once.
 PATIENCE_S = 600.0
@@ -66,9 +67,13 @@ def lost_ranks() -> Iterator[None]:
 
 @dataclass
 class Stop:
-    """Set by SIGTERM, SIGINT or USR1 (Slurm's warning); looked at after every step."""
+    """Set by SIGTERM, SIGINT or USR1 (Slurm's warning); looked at after every step.
 
-    signum: int = 0
+    Attributes:
+        code: The exit code that the signal asks for, or 0.
+    """
+
+    code: int = 0
     before: dict[int, Any] = field(default_factory=dict)
 
     def __enter__(self) -> Stop:
@@ -81,44 +86,46 @@ class Stop:
             signal.signal(one, handler)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
-        self.signum = signum
+        self.code = SIGNALS[signal.Signals(signum)]
 
 
 class Stopped(SystemExit):
-    """The run was asked to stop, and its state is saved. Its code is 130, 143, or 138 for USR1."""
+    """The run was asked to stop, and its state is saved. Its code is 130 for SIGINT, 143 for the others."""
 
 
 # What all ranks find out together: the first one tells it.
 AGREED = (Stopped, DivergedError, UnsharedError)
 
 
-def agree(accelerator: Accelerator, loss: Tensor, stop: Stop, step: int) -> int:
+def agree(accelerator: Accelerator, loss: Tensor, stop: Stop, due: bool, step: int) -> tuple[int, bool]:
     """All ranks look at the same flags before the optimizer moves: a non-finite loss ends the run everywhere.
 
+    The one exchange of a step beside that of gradients, and the one place where it waits for the device.
+
+    Args:
+        accelerator: The ranks.
+        loss: This rank's.
+        stop: What signals it was sent.
+        due: Whether a snapshot is due; rank 0 says so for all, as clocks differ.
+        step: For the message.
+
     Returns:
-        The signal that any rank was sent, or 0.
+        The exit code that a signal to any rank asks for, or 0; and whether to save.
 
     Raises:
         DivergedError: the loss is not finite on some rank.
     """
-    flags = torch.stack([(~torch.isfinite(loss.detach())).float(), torch.full_like(loss.detach(), stop.signum)])
+    due = due and accelerator.is_main_process
+    bad = (~torch.isfinite(loss)).float()
+    flags = torch.stack([bad, torch.full_like(bad, stop.code), torch.full_like(bad, due)])
     if accelerator.num_processes > 1:
         torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
-    bad, signum = flags.tolist()
-    if bad:
+    diverged, code, save = flags.tolist()
+    if diverged:
         raise DivergedError(
             f"the loss is not finite at step {step}", "the last snapshot is intact: lower --lr, which starts over"
         )
-    return int(signum)
-
-
-def told_by_first(accelerator: Accelerator, flag: bool) -> bool:
-    """Whether rank 0 says so: clocks differ, and ranks that disagree on when to save would wait for ever."""
-    if accelerator.num_processes == 1:
-        return flag
-    told = torch.tensor(float(flag), device=accelerator.device)
-    torch.distributed.broadcast(told, 0)
-    return bool(told.item())
+    return int(code), bool(save or code)
 
 
 def rank_of_job(gpus: int) -> int | None:
@@ -212,7 +219,7 @@ def launch(train: Callable[..., dict[str, Any]], out: Path, processes: int, *arg
     try:
         elastic_launch(config, _child)(train, out, verdict, *args)
     except SignalException as error:
-        raise Stopped(128 + int(error.sigval)) from None
+        raise Stopped(SIGNALS[error.sigval]) from None
     except ChildFailedError as error:
         _raise(verdict)
         words = str(error.get_first_failure()[1].message)[:200]

@@ -72,8 +72,8 @@ def _processes(function: Callable[..., T], workers: int) -> Iterator[tuple[Submi
 
 def _attend() -> None:
     """Begin a worker: signals to the group are for the parent to answer; without it a worker would wait for ever."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for one in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(one, signal.SIG_IGN)
     leave_with_parent()
 
 

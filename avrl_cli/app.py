@@ -10,7 +10,7 @@ import typer
 
 from avrl import __version__
 from avrl_cli import fetch, prep, pretrain, probe, report
-from avrl_cli.errors import INTERRUPTED, SIGNALLED, end
+from avrl_cli.errors import INTERRUPTED, SIGNALLED, TERMINATED, end
 from avrl_cli.output import set_up_talk
 
 app = typer.Typer(
@@ -41,12 +41,13 @@ def _root(
 
 
 def _terminate(signum: int, frame: object) -> None:
-    raise SystemExit(128 + signum)
+    raise SystemExit(TERMINATED)
 
 
 def main() -> None:
     """Run the command line and exit with the code that the outcome has."""
-    signal.signal(signal.SIGTERM, _terminate)
+    for one in (signal.SIGTERM, signal.SIGUSR1):  # the second is Slurm's warning
+        signal.signal(one, _terminate)
     argv = sys.argv[1:]
     set_up_talk(argv)
     try:

@@ -16,6 +16,7 @@ USAGE = 2
 DISK_FULL = 6
 SIGNALLED = 128  # + the number of the signal
 INTERRUPTED = 130
+TERMINATED = 143
 UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 

@@ -68,7 +68,8 @@ def inside(monkeypatch, capsys, tmp_path):
     """`main` without a process of its own; it leaves no handler behind."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("AVRL_CACHE", raising=False)
-    level, before = logging.getLogger("avrl").level, signal.getsignal(signal.SIGTERM)
+    level = logging.getLogger("avrl").level
+    before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGUSR1)}
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["avrl", *map(str, arguments)])
@@ -82,7 +83,8 @@ def inside(monkeypatch, capsys, tmp_path):
     yield call
     logging.root.handlers[:] = kept
     logging.getLogger("avrl").setLevel(level)
-    signal.signal(signal.SIGTERM, before)
+    for one, handler in before.items():
+        signal.signal(one, handler)
     os.environ.pop(QUIET, None)
 
 
@@ -581,9 +583,10 @@ def test_control_c(tmp_path):
     assert list(tmp_path.glob("cache/frames/.partial-*/scratch/*.json"))
 
 
-def test_a_schedulers_term(tmp_path):
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGUSR1], ids=["SIGTERM", "SIGUSR1"])
+def test_a_schedulers_word_to_stop(signum, tmp_path):
     process = begun(tmp_path)
-    process.terminate()
+    process.send_signal(signum)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (143, "")
     assert one_line(err) == "stopped by a signal; the same command goes on from here"

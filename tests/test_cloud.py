@@ -68,7 +68,8 @@ def machines(frames, store, tmp_path, monkeypatch, capsys):
     """`avrl pretrain` on a machine whose cache holds the frames alone, or what it is given."""
     torch.set_num_threads(1)
     monkeypatch.setattr(remoterun, "PATIENCE", Patience(attempts=2, backoff_s=0.01, timeout_s=1.0))
-    level, before, kept = logging.getLogger("avrl").level, signal.getsignal(signal.SIGTERM), logging.root.handlers[:]
+    level, kept = logging.getLogger("avrl").level, logging.root.handlers[:]
+    before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGUSR1)}
 
     def cache(name):
         root = tmp_path / name
@@ -89,7 +90,8 @@ def machines(frames, store, tmp_path, monkeypatch, capsys):
     yield call
     logging.root.handlers[:] = kept
     logging.getLogger("avrl").setLevel(level)
-    signal.signal(signal.SIGTERM, before)
+    for one, handler in before.items():
+        signal.signal(one, handler)
 
 
 def digest_of_run(call):

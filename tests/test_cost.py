@@ -7,7 +7,7 @@ from made import frame_store
 from test_training import recipe
 
 from avrl import checkpoint
-from avrl.cost import cost, encoder_parameters, sentence
+from avrl.cost import PEAK, cost, encoder_parameters, sentence, speed
 from avrl.objectives import Network, modules, vit
 from avrl.training import train
 
@@ -58,6 +58,18 @@ def test_base_is_vit_b_twice():
     assert one["encoder_parameters"] == pytest.approx(86.4e6, rel=0.01)
 
 
+def test_utilisation_is_three_forward_passes_over_the_peak_of_all_gpus(monkeypatch):
+    asked = Network(**network("videomae"))
+    monkeypatch.setitem(PEAK, "a GPU", 1000 * cost(asked)["flops"])
+    told = speed(asked, 200.0, "a GPU", "bfloat16", 2)
+    assert told == {"samples_per_second": 200.0, "model_flop_utilisation": 0.3}
+
+
+@pytest.mark.parametrize(("device", "arithmetic"), [("a GPU of tomorrow", "bfloat16"), ("NVIDIA H200", "float32")])
+def test_utilisation_is_not_told_where_the_peak_is_another_or_unknown(device, arithmetic):
+    assert speed(Network(**network("videomae")), 12.34, device, arithmetic, 1) == {"samples_per_second": 12.3}
+
+
 def test_counting_moves_no_random_state_and_makes_no_weights():
     before = torch.get_rng_state()
     cost.__wrapped__(Network(**network("single-stream", seed=123)))
@@ -72,6 +84,7 @@ def test_the_costs_are_told_when_training_begins_and_kept(tmp_path, caplog):
     figures = cost(Network(**asked.network))
     assert {name: facts[name] for name in figures} == figures
     assert sentence(Network(**asked.network), figures) in caplog.text
+    assert f"samples per second: {facts['samples_per_second']}" in caplog.text
     assert "two-stream tiny: 3." in caplog.text
     assert json.loads((tmp_path / "config.json").read_bytes()) == asked.network
 

@@ -135,7 +135,7 @@ def test_odd_words_come_through_a_shell_as_they_are(kind, word, lab, tmp_path):
 
 @pytest.mark.parametrize(
     ("ended", "count", "again"),
-    [(0, 0, False), (138, 99, True), (143, 0, True), (5, 0, True), (5, 10, False), (9, 0, False), (2, 0, False)],
+    [(0, 0, False), (143, 99, True), (138, 0, False), (5, 0, True), (5, 10, False), (9, 0, False), (2, 0, False)],
 )
 def test_a_stopped_job_queues_again_and_a_hopeless_one_does_not(ended, count, again, asked, tmp_path):
     calls, code = run(asked("slurm", *TYPED), tmp_path, CODE=str(ended), SLURM_RESTART_COUNT=str(count))

@@ -1,5 +1,6 @@
 import hashlib
 import multiprocessing
+from threading import get_ident
 
 import numpy as np
 import pytest
@@ -119,10 +120,19 @@ def same(one, other):
     return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in vars(one))
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+@pytest.mark.parametrize("threads", [0, 1, 2, 3, 8])
 def test_the_number_of_threads_changes_nothing(store, threads):
     few, many = Pairs(store, SAMPLING, 19), Pairs(FrameStore(store.root, threads), SAMPLING, 19)
     assert all(map(same, few.stream(3, 25), many.stream(3, 25)))
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_without_threads_frames_are_decoded_where_they_are_used(threads, store, monkeypatch):
+    pairs, seen, real = Pairs(FrameStore(store.root, threads), SAMPLING, 19), set(), FrameStore.read
+    monkeypatch.setattr(FrameStore, "read", lambda *args, **more: seen.add(get_ident()) or real(*args, **more))
+    assert len(list(pairs.stream(0, 5))) == 5
+    assert (get_ident() in seen) == (threads == 0)
+    assert len(seen) <= max(1, threads)
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")

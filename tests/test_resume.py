@@ -29,7 +29,7 @@ from avrl.config import as_json
 from avrl.errors import AvrlError, ConfigError, UnsharedError
 from avrl.objectives import modules
 from avrl.pairs import Pairs, Sampling
-from avrl.ranks import Stopped, launch
+from avrl.ranks import Stop, Stopped, agree, launch
 from avrl.stages import pretrain
 from avrl.stages.pretrain import PretrainConfig
 from avrl.store import FrameStore
@@ -132,6 +132,20 @@ def apart(out, frames):
     return str(told.value)
 
 
+def agreed():
+    """What two ranks agree on: one of them was sent a signal, or finds that a snapshot is due; in one exchange each."""
+    accelerator, calls, real = Accelerator(cpu=True), [], torch.distributed.all_reduce
+    rank, loss = accelerator.process_index, torch.zeros(())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.distributed, "all_reduce", lambda *args, **more: calls.append(1) or real(*args, **more))
+        found = {
+            "signal to 1": agree(accelerator, loss, Stop(143 if rank == 1 else 0), False, 0),
+            "due on 0": agree(accelerator, loss, Stop(), rank == 0, 0),
+            "due on 1": agree(accelerator, loss, Stop(), rank == 1, 0),
+        }
+    return {**found, "exchanges": len(calls)}
+
+
 def as_a_rank(out, frames):
     """What each of two ranks does; one start of two processes serves all the tests below. It ends with exit 9."""
     torch.set_num_threads(1)
@@ -139,7 +153,8 @@ def as_a_rank(out, frames):
         runs(out / name, frames, asked)
     (out / "moved").mkdir(exist_ok=True)
     stopped(out / "moved", frames, CASES["parts"], 3)
-    told = {"apart": apart(out, frames), **{name: exchanges(out, frames, asked) for name, asked in CASES.items()}}
+    told = {"agreed": agreed(), "apart": apart(out, frames)}
+    told |= {name: exchanges(out, frames, asked) for name, asked in CASES.items()}
     if os.environ["RANK"] == "0":
         (out / "told.json").write_text(json.dumps(told))
     (out / "poisoned").mkdir(exist_ok=True)
@@ -186,6 +201,15 @@ def test_a_loss_that_is_not_finite_on_one_rank_stops_both_before_they_move(two_r
     assert all(torch.isfinite(one).all() for one in modules(objective).parameters())
 
 
+def test_ranks_stop_for_any_of_them_and_save_when_the_first_says_so(two_ranks):
+    assert two_ranks[1]["agreed"] == {
+        "signal to 1": [143, True],
+        "due on 0": [0, True],
+        "due on 1": [0, False],
+        "exchanges": 3,
+    }
+
+
 def test_saved_at_two_ranks_and_resumed_at_one_is_the_same_run(frames, two_ranks, tmp_path):
     moved = two_ranks[0] / "moved"
     train(moved, frames, replace(CASES["parts"], accumulate=1))
@@ -193,6 +217,17 @@ def test_saved_at_two_ranks_and_resumed_at_one_is_the_same_run(frames, two_ranks
     one, other = (pl.read_parquet(out / "log.parquet") for out in (tmp_path, moved))
     assert len(one) == len(other) == STEPS
     assert ((one["loss"] - other["loss"]) / one["loss"]).abs().max() <= 1e-5
+
+
+def test_the_number_of_workers_may_change_on_the_way(frames, tmp_path):
+    for workers, later in ((0, 0), (1, 2), (2, 0)):
+        out = tmp_path / str(workers)
+        out.mkdir()
+        stopped(out, frames, replace(CASES["whole"], threads=workers), 3)
+        train(out, frames, replace(CASES["whole"], threads=later))
+    (tmp_path / "undisturbed").mkdir()
+    train(tmp_path / "undisturbed", frames, replace(CASES["whole"], threads=2))
+    assert all(files(tmp_path / str(workers)) == files(tmp_path / "undisturbed") for workers in (0, 1, 2))
 
 
 @pytest.mark.parametrize("objective", ["two-stream", "single-stream", "videomae"])

@@ -35,8 +35,9 @@ def unit(frames_BTHWC: Tensor, image_size: int) -> Tensor:
 
 def luma(rgb_BCHW: Tensor) -> Tensor:
     """BT.709 luma (B, 1, H, W)."""
-    weight = torch.tensor(LUMA, device=rgb_BCHW.device, dtype=rgb_BCHW.dtype).view(1, 3, 1, 1)
-    return (rgb_BCHW * weight).sum(1, keepdim=True)
+    red, green, blue = (share * one for share, one in zip(LUMA, rgb_BCHW.chunk(3, 1), strict=True))
+    light: Tensor = red + green + blue
+    return light
 
 
 def magno(img_t_BCHW: Tensor, img_tk_BCHW: Tensor) -> Tensor:
@@ -50,7 +51,8 @@ def parvo(img_t_BCHW: Tensor) -> Tensor:
     light = luma(img_t_BCHW)
     mean, std = light.mean((2, 3), keepdim=True), light.std((2, 3), keepdim=True)
     z = ((light - mean) / (std + TINY)).clamp(-CLAMP, CLAMP)
-    slope = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]], device=z.device, dtype=z.dtype)
+    across = torch.arange(-1, 2, device=z.device, dtype=z.dtype)  # made there: a GPU would stop for a copy
+    slope = (2 - across.abs()).unsqueeze(1) * across  # -1 0 1, -2 0 2, -1 0 1
     kernels = torch.stack([slope, slope.T]).unsqueeze(1)
     edges = F.conv2d(F.pad(z, (1, 1, 1, 1), mode="replicate"), kernels)
     largest = edges.square().sum(1, keepdim=True).sqrt().amax((2, 3), keepdim=True)

@@ -33,10 +33,10 @@ MEANT_FOR = {  # options that are refused with any other objective
 }
 RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     **dict.fromkeys(
-        ("epochs", "pairs_per_episode", "batch_size", "max_gap", "gpus", "accumulate", "workers"),
+        ("epochs", "pairs_per_episode", "batch_size", "max_gap", "gpus", "accumulate"),
         (lambda n: n >= 1, "is less than 1"),
     ),
-    **dict.fromkeys(("look_every", "probe_every"), (lambda n: n >= 0, "is less than 0")),
+    **dict.fromkeys(("look_every", "probe_every", "workers"), (lambda n: n >= 0, "is less than 0")),
     **dict.fromkeys(("sample_decay", "loss_decay"), (lambda x: 0 < x <= 1, "is not in (0, 1]")),
     **dict.fromkeys(("mask_ratio", "ema"), (lambda x: 0 <= x < 1, "is not in [0, 1)")),
 }
@@ -82,7 +82,7 @@ class PretrainConfig:
     gpus: Annotated[int, Opt("Processes to start here, one a GPU", runtime=True)] = 1
     accumulate: Annotated[int, Opt("Parts that a GPU's share of a batch is worked off in", runtime=True)] = 1
     device: Annotated[Literal["auto", "cpu"], Opt("auto: a GPU if there is one", runtime=True)] = "auto"
-    workers: Annotated[int, Opt("Decoder threads a process", runtime=True)] = 2
+    workers: Annotated[int, Opt("Decoder threads a process; 0: none beside the training", runtime=True)] = 2
     frames_cap: Annotated[float, Opt("Disk for frames that lie on S3; 0: all but 1 GB", unit="GB", runtime=True)] = 0.0
     save_minutes: Annotated[float, Opt("Between snapshots", unit="minutes", runtime=True)] = 10.0
     look_every: Annotated[
@@ -219,7 +219,7 @@ def _trained(config: PretrainConfig, frames: Artifact, out: Path) -> Built:
     return Built(facts)
 
 
-STAGE = Stage(name="checkpoints", version=3, config=PretrainConfig, slug=_slug, build=_build)
+STAGE = Stage(name="checkpoints", version=4, config=PretrainConfig, slug=_slug, build=_build)
 
 
 def arrive(config: PretrainConfig, inputs: Inputs, cache: Cache) -> None:

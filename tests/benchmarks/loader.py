@@ -64,9 +64,9 @@ def build(root: Path, clips: int, n: int) -> np.ndarray:
     store.write_shard(store.shard_path(root / "frames.zarr", 0), [(b"".join(chunks), [len(one) for one in chunks])])
     store.create(root / "frames.zarr", 1, SIZE, 90)
     first = np.arange(0, len(chunks), n)
-    pl.DataFrame({"length": np.full(len(first), n), "dataset_from_index": first}).write_parquet(
-        root / "episodes.parquet"
-    )
+    names = [f"episode {row}" for row in first]
+    table = {"episode_id": names, "length": np.full(len(first), n), "dataset_from_index": first}
+    pl.DataFrame(table).write_parquet(root / "episodes.parquet")
     print(f"{len(frames)} frames; JPEG {sum(map(len, chunks)) / len(chunks) / 1000:.1f} kB each")
     return frames
 
