@@ -69,6 +69,16 @@ class Recipe:
     probe_every: int = 0
     tracker: str = "none"
 
+    def sentence(self) -> str:
+        """The settings in a line, to be printed before a run."""
+        asked, weight = self.sampling, self.network["loss_decay"]
+        shape = {"ratio": f"p ~ {asked.sample_decay:g}^(gap-1)", "uniform": "all alike", "triangular": "a triangle"}
+        return (
+            f"{self.epochs} epochs of {asked.pairs_per_episode} pairs an episode, global batch {self.batch_size}; AdamW, "
+            f"lr {self.lr:g}, warm-up {self.warmup_epochs:g} epochs, weight decay {self.weight_decay:g}; gaps 1 to "
+            f"{asked.max_gap}, {shape[asked.gaps]}, weighted {weight:g}^(gap-1) in the loss; seed {asked.seed}"
+        )
+
 
 def learning_rate(step: int, total: int, warmup: int, peak: float) -> float:
     """Linear warm-up, then half a cosine to zero; a function of the step alone (Loshchilov & Hutter 2017)."""
@@ -151,6 +161,7 @@ class _Learner:
         self.network = Network(**recipe.network)
         if accelerator.is_main_process:
             log.info("%s", sentence(self.network, cost(self.network)))
+            log.info("%s", recipe.sentence())
         self.objective = checkpoint.build(recipe.network)
         modules(self.objective).to(accelerator.device)
         groups = _groups(self.objective, recipe.weight_decay)

@@ -62,6 +62,7 @@ def command(
         asked = network(vars(config))
         session.document["cost"] = cost(asked)
         session.say(sentence(asked, cost(asked)))
+        session.say(recipe(config).sentence())
         expect = _expected(config, found)
     if session.dry_run or not follow(config, {"frames": found}, session.store):
         if not session.dry_run:

@@ -58,6 +58,7 @@ def test_a_dry_run_says_hit_or_why_not(cache):
 def test_a_dry_run_counts_the_episodes_that_are_trained_on(cache):
     said = avrl(cache, "pretrain", "two-stream", *TINY, "--epochs", "3", "--dry-run").stderr
     assert "3 epochs of 20 steps: 2 pairs x 80 episodes (4 more are held out or too short)" in said
+    assert "weight decay 0.05; gaps 1 to 10, p ~ 0.8^(gap-1), weighted 0.5^(gap-1) in the loss; seed 0" in said
 
 
 def test_every_encoder_stands_beside_its_twin_and_the_floors(cache):

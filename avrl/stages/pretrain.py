@@ -73,7 +73,7 @@ class PretrainConfig:
     ] = "ratio"
     max_gap: Annotated[int, Opt("Largest gap between the two frames", unit="frames")] = 10
     sample_decay: Annotated[float, Opt("With --gaps ratio, p(gap) is proportional to this^(gap-1)")] = 0.8
-    loss_decay: Annotated[float, Opt("A gap's weight in the loss is this^(gap-1)")] = 0.5
+    loss_decay: Annotated[float, Opt("A gap's weight in the loss is this^(gap-1); 1 learns sooner")] = 0.5
     mask_ratio: Annotated[float, Opt("Share of patches VideoMAE hides; 0: .75, or .9 of 16 frames")] = 0.0
     augment: Annotated[bool, Opt("One random crop, flip and change of colours for both frames of a pair")] = False
     ema: Annotated[float, Opt("Keep a running mean of the weights, of this decay, instead of the last; 0: off")] = 0.0
