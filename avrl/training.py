@@ -74,9 +74,9 @@ class Recipe:
         asked, weight = self.sampling, self.network["loss_decay"]
         shape = {"ratio": f"p ~ {asked.sample_decay:g}^(gap-1)", "uniform": "all alike", "triangular": "a triangle"}
         return (
-            f"{self.epochs} epochs of {asked.pairs_per_episode} pairs an episode, global batch {self.batch_size}; AdamW, "
-            f"lr {self.lr:g}, warm-up {self.warmup_epochs:g} epochs, weight decay {self.weight_decay:g}; gaps 1 to "
-            f"{asked.max_gap}, {shape[asked.gaps]}, weighted {weight:g}^(gap-1) in the loss; seed {asked.seed}"
+            f"{self.epochs} epochs of {asked.pairs_per_episode} pairs an episode, global batch {self.batch_size}; "
+            f"AdamW, lr {self.lr:g}, warm-up {self.warmup_epochs:g} epochs, weight decay {self.weight_decay:g}; gaps "
+            f"1 to {asked.max_gap}, {shape[asked.gaps]}, weighted {weight:g}^(gap-1) in the loss; seed {asked.seed}"
         )
 
 
