@@ -49,7 +49,8 @@ OUT: Path
 EVERY = 2  # of the pairs: neighbours say the same
 FLOORS = ("pixels-8", "pixels-16", "efficientnet-lite0")
 WORDS = ("readout", "pairing")
-HEAD = ("wiring", "seeds", "skill", "rank of cls, patches", "R2", "seeds apart", "minus twin", "minus pixel floor")
+HEAD = ("wiring", "seeds", "skill", "rank of cls, patches")
+COLUMNS = ("R2 (each seed)", "minus twin", "minus pixel floor")
 
 
 class Resident:
@@ -277,12 +278,16 @@ def words(values: np.ndarray | None, sign: str = "") -> str:
     if values is None:
         return "-"
     low, high = np.quantile(values[1:], (0.025, 0.975))
-    value, low, high = (format(one, f"{sign}.2f").replace("0.", ".") for one in (values[0], low, high))
-    return f"{value} [{low}, {high}]"
+    return f"{short(values[0], sign)} [{short(low, sign)}, {short(high, sign)}]"
+
+
+def short(value: float, sign: str = "") -> str:
+    """``.31``."""
+    return format(value, f"{sign}.2f").replace("0.", ".")
 
 
 def table(options: argparse.Namespace) -> None:
-    """Print a markdown table for each readout: trained, minus its untrained twin, minus the better pixel floor."""
+    """Print markdown tables: the floors, then trained, minus its untrained twin, minus the better pixel floor."""
     results = Results(options.out)
     floors = {name: results.over(name, False, [0], "difference", "pair") for name in FLOORS[:2]}
     keys = {key[3:] for key in results.sums}
@@ -292,23 +297,23 @@ def table(options: argparse.Namespace) -> None:
             if found is not None:
                 print(f"| {name}, {readout}, {pairing} | {words(found)} |")
     best = max((one for one in floors.values() if one is not None), key=lambda one: float(one[0]), default=None)
-    for readout, pairing in options.readouts:
-        print(f"\n**{readout}, {pairing}**\n\n| {' | '.join(HEAD)} |\n|{'---|' * len(HEAD)}")
-        for name in WIRINGS:
-            seeds = results.seeds(name, True)
+    head = [*HEAD, *(f"{readout}, {pairing}: {what}" for readout, pairing in options.readouts for what in COLUMNS)]
+    print(f"\n| {' | '.join(head)} |\n|{'---|' * len(head)}")
+    for name in WIRINGS:
+        seeds = results.seeds(name, True)
+        if not seeds:
+            continue
+        facts = [results.facts[name, seed, True] for seed in seeds]
+        skill, cls, patches = (np.mean([one[key] for one in facts]) for key in ("skill", "rank_cls", "rank_patches"))
+        cells = [name, str(len(seeds)), f"{skill:.2f}", f"{cls:.0f}, {patches:.0f}"]
+        for readout, pairing in options.readouts:
             here = results.over(name, True, seeds, readout, pairing)
-            if here is None:
-                continue
             plain = results.over(twin(name), False, seeds, readout, pairing)
-            facts = [results.facts[name, seed, True] for seed in seeds]
             alone = [float(results.sums[name, seed, True, readout, pairing][0]) for seed in seeds]
-            skill, cls, patches = (
-                np.mean([one[key] for one in facts]) for key in ("skill", "rank_cls", "rank_patches")
-            )
-            apart = f"{max(alone) - min(alone):.2f}" if len(seeds) > 1 else "-"
-            cells = [name, str(len(seeds)), f"{skill:.2f}", f"{cls:.0f}, {patches:.0f}", words(here), apart]
-            cells += ["-" if other is None else words(here - other, "+") for other in (plain, best)]
-            print(f"| {' | '.join(cells)} |")
+            apart = f" ({', '.join(map(short, alone))})" if len(seeds) > 1 else ""
+            cells.append(words(here) + apart)
+            cells += [words(None if here is None or one is None else here - one, "+") for one in (plain, best)]
+        print(f"| {' | '.join(cells)} |")
 
 
 def main() -> None:
@@ -323,7 +328,7 @@ def main() -> None:
     doing.set_defaults(call=run)
     telling = verbs.add_parser("table")
     telling.add_argument("--out", type=Path, required=True)
-    shown = [("cls", "pair"), ("cls", "antisymmetric"), ("grid", "antisymmetric")]
+    shown = [("cls", "antisymmetric"), ("grid", "antisymmetric")]
     telling.set_defaults(call=table, readouts=shown)
     options = parser.parse_args()
     options.call(options)
