@@ -59,7 +59,7 @@ class Store:
 
     def __init__(self) -> None:
         self.app = create_backend_app("s3")
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         self.begin()
 
     def begin(self) -> None:
@@ -87,8 +87,9 @@ class Store:
     @property
     def keys(self) -> dict[str, Any]:
         """What moto holds, past every fault."""
-        bucket = BACKEND.buckets.get(NAME)
-        return {name: bucket.keys[name] for name in bucket.keys} if bucket else {}
+        with self.lock:  # a key may go while they are listed
+            bucket = BACKEND.buckets.get(NAME)
+            return {name: bucket.keys[name] for name in bucket.keys} if bucket else {}
 
     @property
     def uploads(self) -> dict[str, Any]:

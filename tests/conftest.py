@@ -2,17 +2,19 @@
 
 import functools
 import os
+import urllib.request
 
 import pytest
 
 
 @pytest.fixture(scope="session")
 def server():
-    from bucket import Store, serving
+    from bucket import NAME, Store, serving
 
     store = Store()
     with serving(store) as url:
         store.url = url
+        urllib.request.urlopen(f"{url}/{NAME}?list-type=2").close()  # the first takes long: moto imports on demand
         yield store
 
 
