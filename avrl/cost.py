@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
     from avrl.objectives import Objective
 
-# Dense bf16 operations a second by torch's name of the device. Source: NVIDIA's data sheets of each, which for A100 and
-# later also print twice that, with sparsity; 4090: its Ada whitepaper, appendix A, with FP32 accumulation. A part of a
-# GPU (MIG) has another name, and no figure.
+# Dense bf16 operations a second by torch's name of the device: NVIDIA's data sheets as remembered (no network here to
+# read them again), without the doubling that A100 and later are given for sparsity; 4090: its Ada whitepaper, FP32
+# accumulation. A part of a GPU (MIG) has another name, and no figure.
 PEAK = {
     "NVIDIA A10G": 70e12,
     **dict.fromkeys((f"NVIDIA A100-{one}" for one in ("SXM4-40GB", "SXM4-80GB", "PCIE-40GB")), 312e12),

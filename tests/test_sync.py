@@ -78,6 +78,7 @@ def fill(store, out, *steps):
         for step in steps:
             save(out, step)
             until(lambda step=step: step in steps_of(store))
+    until(lambda: not (out / "scratch/sync").exists(), 60)  # on a slow machine the sender outlives what waits for it
     shutil.rmtree(out)
     store.asked.clear()
 

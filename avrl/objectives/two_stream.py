@@ -72,6 +72,10 @@ class TwoStream(nn.Module):
             tokens["m"] = self.m_tokens(magno(img_t_BCHW, img_tk_BCHW))
         if "p" in self.names:
             tokens["p"] = self.p_tokens(parvo(img_t_BCHW))
+        return self.through(tokens)
+
+    def through(self, tokens: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Tokens of each stream, CLS first, through the stages and what they exchange; some patches may be missing."""
         for stage in range(STAGES):
             tokens = {name: getattr(self, f"{name}_stages")[stage](one) for name, one in tokens.items()}
             if stage < len(self.exchanges):

@@ -277,9 +277,9 @@ def follow(config: PretrainConfig, inputs: Inputs, cache: Cache) -> bool:
     from avrl.remoterun import is_finished
     from avrl.training import train
 
-    key = STAGE.key(config, inputs)
-    if rank_of_job(config.gpus) is None or cache.find(STAGE.name, key):
-        return rank_of_job(config.gpus) is not None
+    key, rank = STAGE.key(config, inputs), rank_of_job(config.gpus)
+    if rank is None or cache.find(STAGE.name, key):
+        return rank is not None
     slug = STAGE.slug(config, inputs)
     partial = cache.partial(STAGE.name, slug, key)
     if config.sync and is_finished(_bucket(config), cache.path(STAGE.name, slug, key).name, partial):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from avrl.objectives import Network, create, vit
 from avrl.objectives.channels import magno, parvo, unit
 from avrl.objectives.prediction import Prediction
-from avrl.objectives.two_stream import STAGES, TwoStream
+from avrl.objectives.two_stream import TwoStream
 from avrl.objectives.videomae import noise
 
 if TYPE_CHECKING:
@@ -78,6 +78,8 @@ WIRINGS = {
     "m-only": Wiring(network=of(ablate="m-only")),
     "p-only": Wiring(network=of(ablate="p-only")),
     "no-exchange": Wiring(network=of(ablate="no-exchange")),
+    "one exchange": Wiring(network=of(exchanges=1)),
+    "three exchanges": Wiring(network=of(exchanges=3)),
     "early-fusion": Wiring(network=of(ablate="early-fusion")),
     "single-stream": Wiring(network=of("single-stream")),
     "single-stream, gaps to 20": Wiring(network=of("single-stream"), max_gap=20),
@@ -105,21 +107,8 @@ class LumaTwoStream(TwoStream):
 
     def streams(self, img_t_BCHW: Tensor, img_tk_BCHW: Tensor) -> dict[str, Tensor]:
         """See `TwoStream`."""
-        return run(self, self.m_tokens(magno(img_t_BCHW, img_tk_BCHW)[:, :1]), self.p_tokens(parvo(img_t_BCHW)))
-
-
-def run(network: TwoStream, m_BND: Tensor, p_BND: Tensor) -> dict[str, Tensor]:
-    """`TwoStream.streams` on tokens, CLS first, of which some may be missing."""
-    tokens = {"m": m_BND, "p": p_BND}
-    for stage in range(STAGES):
-        tokens = {name: getattr(network, f"{name}_stages")[stage](one) for name, one in tokens.items()}
-        if stage < len(network.exchanges):
-            both = network.exchanges[stage](torch.stack([one[:, 0] for one in tokens.values()], 1))
-            tokens = {
-                name: torch.cat([cls.unsqueeze(1), tokens[name][:, 1:]], 1)
-                for name, cls in zip(tokens, both.unbind(1), strict=True)
-            }
-    return {name: getattr(network, f"{name}_norm")(one) for name, one in tokens.items()}
+        m = self.m_tokens(magno(img_t_BCHW, img_tk_BCHW)[:, :1])
+        return self.through({"m": m, "p": self.p_tokens(parvo(img_t_BCHW))})
 
 
 class Rewired(nn.Module):
@@ -186,7 +175,7 @@ class Rewired(nn.Module):
         m, p = network.m_tokens(magno(img_t, img_tk)), network.p_tokens(parvo(img_t))
         m, m_seen = part(m, wiring.hide_m, seed_B)
         p, p_seen = part(p, wiring.hide_p, seed_B + 1)
-        tokens = run(network, m, p)
+        tokens = network.through({"m": m, "p": p})
         form = placed(self.decoder.form(tokens["p"][:, 1:]), p_seen, self.mask_tokens[0], everywhere.shape[1])
         form = form + placed(self.m_form(tokens["m"][:, 1:]), m_seen, self.mask_tokens[1], everywhere.shape[1])
         return img_t + self.decode(form, self.motion(tokens)), everywhere.scatter(1, m_seen, 0.0)
