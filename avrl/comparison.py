@@ -30,9 +30,10 @@ WHOLE, UNSEEN = "val", "val-unseen"
 
 _TEXT = ["probe", *ID, "target", "group", "dimension", "split", "metric", "fingerprint", "note"]
 _WHOLE_NUMBERS = ["dims", "gap", "n_train", "n_test", "episodes_train", "episodes_test"]
+_SINCE_3 = {"train": "all", "solver": "ridge", "licence": ""}  # columns that scores of before lack, and what they mean
 _NUMBERS = ["gap_s", "value", "low", "high", "alpha"]
 SCORES: dict[str, Any] = {**dict.fromkeys(_TEXT, pl.String), **dict.fromkeys(_WHOLE_NUMBERS, pl.Int64)}
-SCORES |= dict.fromkeys(_NUMBERS, pl.Float64)
+SCORES |= dict.fromkeys(_NUMBERS, pl.Float64) | dict.fromkeys(_SINCE_3, pl.String)
 EPISODES: dict[str, Any] = dict.fromkeys([*ID, "target", "dimension", "fingerprint"], pl.String)
 EPISODES |= {"gap": pl.Int64, "episode_index": pl.Int64, "seen": pl.Boolean}
 EPISODES |= dict.fromkeys(["n", "sse", "sum_y", "sum_yy"], pl.Float64)
@@ -78,7 +79,8 @@ def read(artifacts: Iterable[Artifact]) -> tuple[pl.DataFrame, pl.DataFrame]:
 def _read(path: Path, schema: Mapping[str, Any], ref: str) -> pl.DataFrame:
     try:
         frame = pl.read_parquet(path)
-        frame = frame.select(pl.col(name).cast(kind) for name, kind in schema.items())
+        absent = {name: pl.lit(value) for name, value in _SINCE_3.items() if name not in frame.columns}
+        frame = frame.with_columns(**absent).select(pl.col(name).cast(kind) for name, kind in schema.items())
     except (OSError, pl.exceptions.PolarsError) as error:
         raise IntegrityError(f"{path}: {error}", f"rm -r {path.parent} and probe again") from error
     texts = [name for name, kind in schema.items() if kind == pl.String]
@@ -87,8 +89,11 @@ def _read(path: Path, schema: Mapping[str, Any], ref: str) -> pl.DataFrame:
 
 
 def comparable(scores: pl.DataFrame, episodes: pl.DataFrame) -> list[Protocol]:
-    """Scores by protocol, the one with most encoders first; each says how it differs from the first."""
-    scores = _ordered(scores)
+    """Scores by protocol, the one with most encoders first; each says how it differs from the first.
+
+    Only what was trained on all of train: other training sets are another question.
+    """
+    scores = _ordered(scores.filter(train="all"))
     parts = {str(key[0]): part for key, part in scores.partition_by("fingerprint", as_dict=True).items()}
     heads = {name: _head(part) for name, part in parts.items()}
     ranked = sorted(

@@ -17,6 +17,7 @@ from avrl.progress import bar
 from avrl.store import FrameStore
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     import polars as pl
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from avrl.encoders import Encoder
 
 BLOCK = 1024  # rows a chunk
+STRETCH = 8 * BLOCK  # rows read at once when features are used
 SWAPPED = "-swapped"  # of an encoder of pairs, the vector of (t+gap, t) beside that of (t, t+gap)
 
 
@@ -121,17 +123,61 @@ def _encode(
     return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
+class Vectors:
+    """One readout of a ``features`` artifact, as the vectors of pairs, read from disk as they are asked for.
+
+    Concatenation keeps where things are (state, gripper), the difference keeps what moved: two rows, not one. For an
+    encoder of pairs the same two are f(t, t+gap) and its antisymmetric part f(t, t+gap) - f(t+gap, t).
+
+    Args:
+        root: Of the artifact.
+        readout: One of its readouts.
+        pairing: ``concat``, ``diff``, ``pair`` or ``antisymmetric``.
+        first_N: Where the pairs begin, from `places`.
+        gap: Frames between the two of a pair.
+    """
+
+    def __init__(self, root: Path, readout: str, pairing: str, first_N: np.ndarray, gap: int) -> None:
+        import zarr
+
+        self.readout, self.pairing, self.first_N, self.gap = readout, pairing, first_N, gap
+        group = root / "features.zarr"
+        names = (readout, readout + SWAPPED)[: 1 + (pairing == "antisymmetric")]
+        self._arrays = [zarr.open_array(str(group / name), mode="r") for name in names]
+        self.dims: int = self._arrays[0].shape[1] * (1 + (pairing == "concat"))
+
+    def blocks(self, index_M: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Some pairs by their numbers, in rising order: numbers (m,) and vectors (m, D) float32, by stretches."""
+        stretch_M = self.first_N[index_M] // STRETCH
+        for part in np.split(index_M, np.flatnonzero(np.diff(stretch_M)) + 1):
+            if len(part):
+                yield part, self._read(self.first_N[part])
+
+    def _read(self, at: np.ndarray) -> np.ndarray:
+        """Pairs lie in the order of the store, so a stretch is one read, not one a pair."""
+        apart = self.gap if self.pairing in ("concat", "diff") else 0
+        low = int(at.min())
+        spans = [np.asarray(one[low : int(at.max()) + 1 + apart]) for one in self._arrays]
+        one = spans[0][at - low]
+        if self.pairing == "antisymmetric":
+            return np.asarray(one - spans[1][at - low])
+        if not apart:
+            return np.asarray(one)
+        two = spans[0][at - low + apart]
+        return np.asarray(np.concatenate([one, two], 1) if self.pairing == "concat" else two - one)
+
+
 def places(root: Path, rows: pl.DataFrame) -> np.ndarray:
-    """Where the vectors of these rows (``episode_index``, ``frame_index`` of t) lie in every readout: (N,)."""
+    """Where the vectors of these rows (``episode_index``, ``frame_index`` of t) lie in every readout: (N,).
+
+    Raises:
+        IntegrityError: a row has no vector.
+    """
     import polars as pl
 
-    table = pl.read_parquet(root / "pairs.parquet", columns=["episode_index", "frame_index"])
-    place = {key: n for n, key in enumerate(table.iter_rows())}
-    return np.array([place[key] for key in rows.iter_rows()])
-
-
-def read(root: Path, readout: str) -> np.ndarray:
-    """Vectors (N, D) float32 of a readout of a ``features`` artifact."""
-    import zarr
-
-    return np.asarray(zarr.open_array(str(root / "features.zarr" / readout), mode="r")[:])
+    keys = ["episode_index", "frame_index"]
+    table = pl.read_parquet(root / "pairs.parquet", columns=keys).with_row_index("place")
+    found = rows.select(keys).join(table, on=keys, how="left", maintain_order="left")["place"]
+    if found.null_count():
+        raise IntegrityError(f"{root}: {found.null_count()} pairs have no features", f"rm -r {root} and probe again")
+    return np.asarray(found.to_numpy().astype(np.int64))

@@ -12,6 +12,7 @@ Legend: N pairs, T frames of an episode, K target dimensions.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from avrl.errors import ConfigError, IntegrityError
 from avrl.progress import bar
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     import polars as pl
@@ -32,6 +34,32 @@ OPEN, CLOSED = 0.95, 0.05
 FIRST_FRAME = 1  # frame 0's action is not one
 EXACT = 1e-6  # m or rad: what float32 leaves of a difference
 RELABELLED = "relabelled"  # a column of labels.parquet only where the rules were applied upstream; true throughout
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is to be predicted of pairs (t, t+gap).
+
+    Attributes:
+        rows: ``episode_index`` and ``frame_index`` of t, a row a pair.
+        y_NK: In the units of the data, float64.
+        state_NS: What is known of the state at t, for the floor ``state``.
+        motion_NS: How the state changes until t+gap, and what it holds then: for the ceiling ``oracle``.
+        groups: Names of the K dimensions, by group, in the order of the columns.
+        binary: Names of those that are 0 or 1.
+    """
+
+    rows: pl.DataFrame
+    y_NK: np.ndarray
+    state_NS: np.ndarray
+    motion_NS: np.ndarray
+    groups: Mapping[str, tuple[str, ...]]
+    binary: tuple[str, ...] = ()
+
+    @property
+    def dimensions(self) -> tuple[str, ...]:
+        """Names of the K columns."""
+        return tuple(name for group in self.groups.values() for name in group)
 
 
 def extract(raw: Path, frames: Path, out: Path) -> dict[str, Any]:
@@ -109,7 +137,7 @@ def _require_said(done: bool, state_TK: np.ndarray, action_TK: np.ndarray, name:
     raise IntegrityError(f"{name}: {what}", "take another copy of the data: the RLDS shards, say")
 
 
-def pairs(labels: pl.DataFrame, gap: int, target: str) -> tuple[pl.DataFrame, np.ndarray, np.ndarray]:
+def pairs(labels: pl.DataFrame, gap: int, target: str) -> Target:
     """All pairs (t, t+gap) within an episode, and what is to be predicted of each.
 
     Args:
@@ -120,7 +148,7 @@ def pairs(labels: pl.DataFrame, gap: int, target: str) -> tuple[pl.DataFrame, np
             the last step before t+gap, 1 open and 0 closed, for both.
 
     Returns:
-        Rows (``episode_index``, ``frame_index`` of t), y (N, 7) float64, state at t (N, 7) float64.
+        y in m, rad and 1 (open) or 0; the state has the same seven dimensions.
 
     Raises:
         ConfigError: the gap is longer than every episode, or no command is left in these labels.
@@ -134,31 +162,32 @@ def pairs(labels: pl.DataFrame, gap: int, target: str) -> tuple[pl.DataFrame, np
             "--target reached, or fetch the RLDS shards",
         )
 
-    episode_N, frame_N, y_NK, state_NK = [], [], [], []
+    episode_N, frame_N, y_NK, state_NS, motion_NS = [], [], [], [], []
     for (index,), rows in labels.group_by("episode_index", maintain_order=True):
         state = rows.select(f"state_{name}" for name in DIMENSIONS).to_numpy().astype(np.float64)
         action = rows.select(f"action_{name}" for name in DIMENSIONS).to_numpy().astype(np.float64)
         start = np.arange(0 if done else FIRST_FRAME, len(state) - gap)
         if not len(start):
             continue
-        if target == "reached":
-            motion = state[start + gap, :6] - state[start, :6]
-            motion[:, 3:] = wrapped(motion[:, 3:])
-        else:
+        reached = motion = state[start + gap] - state[start]
+        reached[:, 3:6] = wrapped(reached[:, 3:6])
+        if target == "commanded":
             total = np.concatenate([np.zeros((1, 6)), np.cumsum(action[:, :6], 0)])
             motion = total[start + gap] - total[start]
         command = binarised(action[:, 6])[start + gap - 1]
         episode_N.append(np.full(len(start), index))
         frame_N.append(start)
-        y_NK.append(np.concatenate([motion, command[:, None]], 1))
-        state_NK.append(state[start])
+        y_NK.append(np.concatenate([motion[:, :6], command[:, None]], 1))
+        state_NS.append(state[start])
+        motion_NS.append(np.concatenate([reached, state[start + gap, 6:]], 1))
     if not y_NK:
         raise ConfigError(f"no episode has two frames that are {gap} apart", "try a smaller --gap")
     rows = pl.DataFrame(
         {"episode_index": np.concatenate(episode_N), "frame_index": np.concatenate(frame_N)},
         schema={"episode_index": pl.Int64, "frame_index": pl.Int64},
     )
-    return rows, np.concatenate(y_NK), np.concatenate(state_NK)
+    y, state, motion = (np.concatenate(one) for one in (y_NK, state_NS, motion_NS))
+    return Target(rows, y, state, motion, GROUPS, GROUPS["gripper"])
 
 
 def wrapped(angle: np.ndarray) -> np.ndarray:

@@ -115,8 +115,8 @@ class Looks:
         z_valid, y_valid = self._read(known.filter(choosing), FIT // 4)
         z, y = self._read(known.filter([not one for one in choosing]), FIT - FIT // 4)
         z_test, y_test = self._read(self.held_out, TEST)
-        path = RidgePath(z, y)
-        error = (path.predict(z_test, path.weights(choose_alpha(z, y, z_valid, y_valid))) - y_test).square().mean(0)
+        fit = RidgePath(z, y).fit(choose_alpha(z, y, z_valid, y_valid))
+        error = (fit.predict(z_test) - y_test).square().mean(0)
         return 1 - float(error.sum() / y_test.var(0, unbiased=False).sum())
 
     def _read(self, episodes: pl.DataFrame, number: int) -> tuple[Tensor, Tensor]:

@@ -1,110 +1,125 @@
 """The one look at test: errors by episode, and every score with its interval, as rows.
 
-Legend: N pairs, K = 7 target dimensions, E test episodes, R resamples.
+Legend: N pairs, M those that are tested, K target dimensions, E test episodes, R resamples.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from avrl import intervals
-from avrl.labels import DIMENSIONS, GROUPS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import polars as pl
 
+    from avrl.labels import Target
+    from avrl.splits import Split
+
 RANK_ROWS = 4096  # test pairs that the effective rank is taken of
-
-
-@dataclass(frozen=True)
-class Split:
-    """Masks over pairs, and the episode of each pair. ``fit`` and ``validate`` part the training episodes."""
-
-    fit_N: np.ndarray
-    validate_N: np.ndarray
-    test_N: np.ndarray
-    seen_N: np.ndarray
-    episode_N: np.ndarray
+BINS = 256  # tokens of a dimension in RT-2 and OpenVLA
+EDGES = (0.01, 0.99)  # quantiles of training between which OpenVLA's bins lie
+WHOLE = "val"
 
 
 class Test:
-    """The one look at test: errors by episode, and every number with its interval."""
+    """Errors of one prediction of test pairs, and every number that follows, with its interval.
 
-    def __init__(self, y_NK: np.ndarray, predicted_NK: np.ndarray, parts: Split, resamples: int, seed: int) -> None:
-        self.y, self.predicted, self.parts = y_NK, predicted_NK, parts
-        self.episodes, self.of = np.unique(parts.episode_N[parts.test_N], return_inverse=True)
-        seen_pairs = parts.seen_N[parts.test_N]
-        self.seen = np.array([seen_pairs[self.of == e][0] for e in range(len(self.episodes))])
-        self.weights = intervals.weights(len(self.episodes), resamples, seed)
+    Args:
+        target: Of all pairs.
+        parts: Of all pairs; training only gives the edges of bins.
+        tested_M: Which pairs are predicted.
+        predicted_MK: What is predicted of them.
+        trained: ``n_train`` and ``episodes_train``, for the rows.
+        draws: Resamples and seed of the bootstrap.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        parts: Split,
+        tested_M: np.ndarray,
+        predicted_MK: np.ndarray,
+        trained: dict[str, int],
+        draws: tuple[int, int],
+    ) -> None:
+        self.names, self.groups, self.binary = target.dimensions, target.groups, target.binary
+        self.y, self.predicted, self.trained = target.y_NK[tested_M], predicted_MK, trained
+        self.episodes, self.of = np.unique(parts.episode_N[tested_M], return_inverse=True)
+        self.seen = np.zeros(len(self.episodes), bool)
+        self.seen[self.of] = parts.seen_N[tested_M]
+        self.weights = intervals.weights(len(self.episodes), *draws)
 
         def by_episode(values: np.ndarray) -> np.ndarray:
             total = np.zeros((len(self.episodes), *values.shape[1:]))
             np.add.at(total, self.of, values)
             return total
 
-        error = predicted_NK - y_NK
-        self.stats = intervals.Sums(
-            by_episode(np.ones(len(y_NK))), by_episode(error**2), by_episode(y_NK), by_episode(y_NK**2)
-        )
-        self.right = by_episode((predicted_NK[:, 6] > 0.5) == (y_NK[:, 6] > 0.5))
+        y, error = self.y, predicted_MK - self.y
+        self.stats = intervals.Sums(by_episode(np.ones(len(y))), by_episode(error**2), by_episode(y), by_episode(y**2))
+        low, high = np.quantile(target.y_NK[parts.train_N], EDGES, axis=0)
+        same = tokens(y, low, high) == tokens(predicted_MK, low, high)
+        halves = (predicted_MK > 0.5) == (y > 0.5)
+        is_binary = np.array([name in self.binary for name in self.names])
+        self.right = by_episode(np.where(is_binary, halves, same))
 
-    def rows(self, alpha_K: np.ndarray) -> Iterator[dict[str, Any]]:
-        """Scores on all test episodes, on those of seen tasks, and on those of unseen tasks."""
+    def rows(self, alpha_K: np.ndarray, train: str, *, apart: bool = False) -> Iterator[dict[str, Any]]:
+        """Scores on all test episodes and, if `apart`, on those of seen tasks and on those of unseen tasks."""
         every = np.ones(len(self.episodes), bool)
-        for name, chosen in (("val", every), ("val-seen", self.seen), ("val-unseen", ~self.seen)):
-            if not chosen.any():
-                continue
-            counts = self._counts(chosen)
-            weights = self.weights * chosen
-            sums = intervals.Sums(*(values[chosen] for values in self.stats))
-            drawn = weights[:, chosen]
-            each = intervals.r2_interval(sums, drawn)
-            for group, dimensions in GROUPS.items():
-                at = [DIMENSIONS.index(one) for one in dimensions]
-                for k in at:
-                    note = "" if np.isfinite(each.value[k]) else "constant target"
-                    row = {"group": group, "dimension": DIMENSIONS[k], "metric": "r2", "alpha": float(alpha_K[k])}
-                    yield {**row, "split": name, **_numbers(each, k), **counts, "note": note}
-                moving = [k for k in at if np.isfinite(each.value[k])]
-                if group == "gripper" or not moving:
-                    continue
-                mean = intervals.r2_interval(_columns(sums, moving), drawn, mean=True)
-                note = "" if moving == at else "mean over " + ", ".join(DIMENSIONS[k] for k in moving)
-                row = {"group": group, "dimension": "mean", "metric": "r2", "alpha": None}
-                yield {**row, "split": name, **_numbers(mean), **counts, "note": note}
-            yield from self._gripper(chosen, weights, name, counts, float(alpha_K[6]))
+        splits = {WHOLE: every, "val-seen": self.seen, "val-unseen": ~self.seen} if apart else {WHOLE: every}
+        for name, chosen in splits.items():
+            if chosen.any():
+                shared = {"train": train, "split": name, **self._counts(chosen), "note": "", "alpha": None}
+                yield from ({**shared, **row} for row in self._numbers(chosen, alpha_K))
 
-    def _gripper(
-        self, chosen: np.ndarray, weights: np.ndarray, name: str, counts: dict[str, int], alpha: float
-    ) -> Iterator[dict[str, Any]]:
-        """Accuracy at 0.5 and area under the ROC curve of the gripper command."""
-        n, right = self.stats.n, self.right
-        drawn = (weights @ right) / np.maximum(weights @ n, 1)
-        value = np.array(right[chosen].sum() / n[chosen].sum())
-        row = {"group": "gripper", "dimension": "gripper", "split": name, "alpha": alpha, **counts, "note": ""}
-        yield {**row, "metric": "accuracy", **_numbers(intervals.interval(value, drawn))}
+    def _numbers(self, chosen: np.ndarray, alpha_K: np.ndarray) -> Iterator[dict[str, Any]]:
+        sums = intervals.Sums(*(values[chosen] for values in self.stats))
+        drawn = self.weights[:, chosen]
+        each = intervals.r2_interval(sums, drawn)
+        right_RK = np.concatenate([np.ones((1, len(drawn[0]))), drawn]) @ self.right[chosen]
+        right_RK /= np.maximum(np.concatenate([[sums.n.sum()], drawn @ sums.n]), 1)[:, None]
+        for group, dimensions in self.groups.items():
+            at = [self.names.index(one) for one in dimensions]
+            moving = [k for k in at if np.isfinite(each.value[k])]
+            for k in at:
+                row = {"group": group, "dimension": self.names[k], "alpha": float(alpha_K[k])}
+                note = "" if k in moving else "constant target"
+                yield {**row, "metric": "r2", **numbers(each, k), "note": note}
+                metric = "accuracy" if self.names[k] in self.binary else "bin-accuracy"
+                yield {**row, "metric": metric, **numbers(intervals.interval(right_RK[0, k], right_RK[1:, k]))}
+                if self.names[k] in self.binary:
+                    yield {**row, **self._auc(chosen, k)}
+            if len(at) > 1 and moving:
+                some = ", ".join(self.names[k] for k in moving)
+                row = {"group": group, "dimension": "mean", "note": "" if moving == at else f"mean over {some}"}
+                part = _columns(sums, moving)
+                yield {**row, "metric": "r2", **numbers(intervals.r2_interval(part, drawn, mean=True))}
+                yield {**row, "metric": "nmse", **numbers(_nmse(part, drawn)), "note": ""}
+                mean_R = right_RK[:, at].mean(1)
+                found = intervals.interval(mean_R[0], mean_R[1:])
+                yield {**row, "metric": "bin-accuracy", **numbers(found), "note": ""}
+
+    def _auc(self, chosen: np.ndarray, k: int) -> dict[str, Any]:
+        """Area under the ROC curve of a binary dimension."""
         here = chosen[self.of]
-        curve = auc(
-            self.predicted[here, 6],
-            self.y[here, 6],
-            np.concatenate([np.ones((1, here.sum())), weights[:, self.of[here]]]),
-        )
+        weights = np.concatenate([np.ones((1, here.sum())), self.weights[:, self.of[here]]])
+        curve = auc(self.predicted[here, k], self.y[here, k], weights)
         note = "" if np.isfinite(curve[0]) else "one class only"
-        yield {**row, "metric": "auc", **_numbers(intervals.interval(curve[0], curve[1:])), "note": note}
+        return {"metric": "auc", **numbers(intervals.interval(curve[0], curve[1:])), "note": note}
+
+    def minus(self, other: Test, group: str) -> dict[str, Any]:
+        """R2 of a group here minus that of another prediction of the same pairs, on the same draws."""
+        mine, theirs = self.stats, other.stats
+        at = [self.names.index(one) for one in self.groups[group]]
+        moving = [k for k in at if np.isfinite(intervals.r2(*mine)[k])]
+        pair = (_columns(mine, moving), _columns(theirs, moving))
+        return numbers(intervals.difference(*pair, self.weights, mean=True)) if moving else numbers(UNKNOWN)
 
     def _counts(self, chosen: np.ndarray) -> dict[str, int]:
-        train = self.parts.fit_N | self.parts.validate_N
-        return {
-            "n_train": int(train.sum()),
-            "n_test": int(self.stats.n[chosen].sum()),
-            "episodes_train": len(np.unique(self.parts.episode_N[train])),
-            "episodes_test": int(chosen.sum()),
-        }
+        return {**self.trained, "n_test": int(self.stats.n[chosen].sum()), "episodes_test": int(chosen.sum())}
 
     def counts(self) -> dict[str, int]:
         """Of the whole test split."""
@@ -115,7 +130,7 @@ class Test:
         import polars as pl
 
         tables = []
-        for k, dimension in enumerate(DIMENSIONS):
+        for k, dimension in enumerate(self.names):
             columns = {
                 "episode_index": self.episodes,
                 "seen": self.seen,
@@ -130,11 +145,33 @@ class Test:
         )
 
 
+UNKNOWN = intervals.Interval(*(np.array(np.nan),) * 3)
+
+
+def tokens(y_NK: np.ndarray, low_K: np.ndarray, high_K: np.ndarray) -> np.ndarray:
+    """The bin of each number, 0 to 255: `BINS` equal ones between two quantiles of training, the ends taking the rest.
+
+    Source: RT-2 (Brohan et al. 2023), 256 uniform bins a dimension; OpenVLA (Kim et al. 2024), between quantiles 1% and
+    99%. A dimension that does not move has one bin.
+    """
+    width_K = np.maximum(high_K - low_K, 1e-12)
+    return np.asarray(np.clip(np.floor((y_NK - low_K) / width_K * BINS), 0, BINS - 1))
+
+
+def _nmse(sums: intervals.Sums, weights_RE: np.ndarray) -> intervals.Interval:
+    """Squared error over the variance of the target, both summed over dimensions: 1 is the mean, 0 is perfect."""
+    every = np.concatenate([np.ones((1, len(sums.n))), weights_RE])
+    spread_RK = every @ sums.sum_yy - (every @ sums.sum_y) ** 2 / np.maximum(every @ sums.n, 1)[:, None]
+    value_R = (every @ sums.sse).sum(1) / np.maximum(spread_RK.sum(1), 1e-300)
+    return intervals.interval(value_R[0], value_R[1:])
+
+
 def _columns(sums: intervals.Sums, at: list[int]) -> intervals.Sums:
     return intervals.Sums(sums.n, sums.sse[:, at], sums.sum_y[:, at], sums.sum_yy[:, at])
 
 
-def _numbers(found: intervals.Interval, k: int | None = None) -> dict[str, float | None]:
+def numbers(found: intervals.Interval, k: int | None = None) -> dict[str, float | None]:
+    """``value``, ``low`` and ``high``; None for what is undefined."""
     values = {name: float(value if k is None else value[k]) for name, value in found._asdict().items()}
     return {name: value if np.isfinite(value) else None for name, value in values.items()}
 
@@ -155,13 +192,10 @@ def auc(score_N: np.ndarray, label_N: np.ndarray, weights_RN: np.ndarray) -> np.
     return result
 
 
-def rank(z_ND: np.ndarray, test: Test) -> dict[str, Any]:
-    """Effective rank of the features: a collapsed code says so here (RankMe, Garrido et al. 2023)."""
-    z_ND = z_ND[:RANK_ROWS]
-    centred = z_ND.astype(np.float64) - z_ND.mean(0)
+def effective_rank(z_ND: np.ndarray) -> float:
+    """Effective rank of features: a collapsed code says so here (RankMe, Garrido et al. 2023)."""
+    centred = z_ND[:RANK_ROWS].astype(np.float64) - z_ND[:RANK_ROWS].mean(0)
     gram = centred @ centred.T if len(centred) < centred.shape[1] else centred.T @ centred  # the smaller of the two
     values = np.sqrt(np.linalg.eigvalsh(gram).clip(0))
     share = values / max(values.sum(), 1e-300)
-    found = float(np.exp(-(share * np.log(share + 1e-12)).sum())) if values.sum() > 0 else 1.0
-    row = {"group": "features", "dimension": "all", "metric": "effective-rank", "alpha": None, "split": "val"}
-    return {**row, "value": found, "low": None, "high": None, **test.counts(), "note": ""}
+    return float(np.exp(-(share * np.log(share + 1e-12)).sum())) if values.sum() > 0 else 1.0

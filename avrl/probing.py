@@ -1,9 +1,10 @@
-"""Probing: features + labels -> scores. The one rule for all encoders, and the only code that touches splits.
+"""Probing: features + labels -> scores. The one rule for all encoders, and the only code that fits one on a target.
 
 Fit on training episodes, choose lambda on validation episodes *of train*, refit on all of train, look at test
-once. Every number is a row: a target dimension, a readout, a split. Nothing is pooled but the mean of a group.
+once. Every number is a row: a target dimension, a readout, a split, a training set. Nothing is pooled but the mean of a
+group.
 
-Legend: N pairs, D feature dimensions, K = 7 target dimensions, E test episodes, R resamples.
+Legend: N pairs, D feature dimensions, K target dimensions, M a part of the pairs.
 """
 
 from __future__ import annotations
@@ -12,88 +13,61 @@ import hashlib
 import json
 import logging
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 
-from avrl import labels
+from avrl import labels, splits
 from avrl.errors import ConfigError
-from avrl.outcome import Split, Test, rank
-from avrl.probes.ridge import Ridge
-from avrl.ridge import choose_alpha
+from avrl.outcome import RANK_ROWS, WHOLE, Test, effective_rank
+from avrl.probes.ridge import fits
+from avrl.splits import ALL, SEEN, UNSEEN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
+    from pathlib import Path as File
 
     import polars as pl
 
+    from avrl.labels import Target
+    from avrl.probes import Given, Inputs, Task, Who
+    from avrl.ridge import Fit
+    from avrl.splits import Part, Split
+
 log = logging.getLogger(__name__)
 
-VALIDATION_SHARE = 0.2  # of the training episodes
 LARGEST = 8192  # dimensions of a readout; beyond, and with more pairs than that, an eigendecomposition takes hours
-PROTOCOL = 2  # bump when numbers of the same samples would change
+PROTOCOL = 3  # bump when numbers of the same samples would change
+SOLVER = "ridge"
 
 
 @dataclass(frozen=True)
-class Who:
-    """Whose features are scored: the columns that name a row."""
+class Floor:
+    """Vectors that need no network: nothing, the state at t, or (a ceiling) the state before and after."""
 
-    encoder: str
-    checkpoint: str
-    init: str
+    readout: str
+    z_ND: np.ndarray
+    pairing: str = "none"
 
+    @property
+    def dims(self) -> int:
+        """D."""
+        return int(self.z_ND.shape[1])
 
-@dataclass(frozen=True)
-class Task:
-    """What is predicted, and how it is scored.
-
-    Attributes:
-        gap: Frames between the two of a pair.
-        target: One of `avrl.labels.TARGETS`.
-        readouts: Which to score; empty for all.
-        seed: Of the validation episodes and the bootstrap.
-        resamples: Of the bootstrap over test episodes.
-        data_digests: Digests of labels and frames, for the fingerprint: a floor of other pixels is another floor.
-    """
-
-    gap: int
-    target: str
-    readouts: tuple[str, ...]
-    seed: int
-    resamples: int
-    data_digests: tuple[str, str]
+    def blocks(self, index_M: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """See `Inputs`."""
+        yield index_M, self.z_ND[index_M]
 
 
-def split(rows: pl.DataFrame, episodes: pl.DataFrame, seed: int) -> Split:
-    """By episode, as the source publishes it: ``train`` and ``val``. A fifth of train chooses lambda."""
-    index = episodes["episode_index"].to_numpy()
-    is_train = (episodes["split"] == "train").to_numpy()
-    tasks = episodes["task"].to_numpy()
-    seen_task = set(tasks[is_train])
-    train = np.sort(index[is_train])
-    shuffled = np.random.default_rng(seed).permutation(train)
-    chosen = set(shuffled[: max(1, round(VALIDATION_SHARE * len(train)))].tolist())
-    row_episode = rows["episode_index"].to_numpy()
-    in_train = np.isin(row_episode, train)
-    validate = np.isin(row_episode, sorted(chosen))
-    seen = np.isin(row_episode, index[[task in seen_task for task in tasks]])
-    return Split(in_train & ~validate, validate, ~in_train, seen, row_episode)
-
-
-def score(
-    out: Path, who: Who, task: Task, labels_root: Path, frames_root: Path, features_root: Path | None
-) -> dict[str, Any]:
+def score(out: File, who: Who, task: Task, given: Given) -> dict[str, Any]:
     """Write ``scores.parquet`` and ``episodes.parquet`` (per-episode sums, for paired differences later).
 
     Args:
         out: Directory to write into.
         who: Names of the encoder.
         task: What is predicted, and how it is scored.
-        labels_root: Root of the ``labels`` artifact.
-        frames_root: Root of the frame store, for splits and tasks.
-        features_root: Root of the ``features`` artifact; None for the floors ``mean`` and ``state``.
+        given: Frames, labels and, but for ``mean``, ``state`` and ``oracle``, features.
 
     Returns:
         Facts for the manifest.
@@ -103,31 +77,32 @@ def score(
     """
     import polars as pl
 
-    episodes = pl.read_parquet(frames_root / "episodes.parquet")
-    rows, y_NK, state_NK = labels.pairs(pl.read_parquet(labels_root / "labels.parquet"), task.gap, task.target)
-    parts = split(rows, episodes, task.seed)
+    episodes = pl.read_parquet(given.frames / "episodes.parquet")
+    target = labels.pairs(pl.read_parquet(cast("File", given.labels) / "labels.parquet"), task.gap, task.target)
+    parts = splits.split(target.rows, episodes, task.seed)
     if not all(mask.any() for mask in (parts.fit_N, parts.validate_N, parts.test_N)):
         raise ConfigError(
-            f"{frames_root}: two training episodes and a held-out one with frames {task.gap} apart are needed",
+            f"{given.frames}: two training episodes and a held-out one with frames {task.gap} apart are needed",
             "try a smaller --gap, or prep a copy with train and val",
         )
     shared = {
-        "probe": "bridge",
+        "probe": task.probe,
         **asdict(who),
         "gap": task.gap,
         "gap_s": task.gap / float(episodes["fps"][0]),
         "target": task.target,
-        "fingerprint": fingerprint(rows, parts, task),
+        "solver": SOLVER,
+        "fingerprint": fingerprint(target.rows, parts, task),
     }
     scores: list[dict[str, Any]] = []
     sums: list[pl.DataFrame] = []
-    for readout, pairing, z_ND in _inputs(who.encoder, state_NK, rows, features_root, task):
-        named = {**shared, "readout": readout, "pairing": pairing, "dims": z_ND.shape[1]}
-        predicted, alpha = _fit(z_ND, y_NK, parts)
-        test = Test(y_NK[parts.test_N], predicted, parts, task.resamples, task.seed)
-        scores += [{**named, **row} for row in test.rows(alpha)]
-        scores.append({**named, **rank(z_ND[parts.test_N], test)})
-        sums.append(test.sums(named))
+    for vectors in _inputs(who.encoder, target, given.features, task):
+        named = {**shared, "readout": vectors.readout, "pairing": vectors.pairing, "dims": vectors.dims}
+        rows, whole = _judge(vectors, target, parts, episodes, task)
+        scores += [{**named, **row} for row in rows]
+        sums.append(whole.sums(named))
+    if not scores:
+        raise ConfigError(f"{who.encoder} has none of the readouts asked for", "leave out --readout")
     pl.DataFrame(scores, infer_schema_length=None).write_parquet(out / "scores.parquet")
     pl.concat(sums).write_parquet(out / "episodes.parquet")
     counts = {name: scores[0][name] for name in ("n_train", "n_test", "episodes_train", "episodes_test")}
@@ -139,50 +114,95 @@ def fingerprint(rows: pl.DataFrame, parts: Split, task: Task) -> str:
     samples = hashlib.sha256(rows.to_numpy().tobytes())
     for mask in (parts.fit_N, parts.validate_N, parts.test_N):
         samples.update(mask.tobytes())
-    asked = [PROTOCOL, task.data_digests, samples.hexdigest(), task.gap, task.target, task.seed, "ridge"]
+    asked = [PROTOCOL, task.probe, task.data_digests, samples.hexdigest(), task.gap, task.target, task.seed, SOLVER]
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:12]
 
 
-def _inputs(
-    encoder: str,
-    state_NK: np.ndarray,
-    rows: pl.DataFrame,
-    features_root: Path | None,
-    task: Task,
-) -> Iterator[tuple[str, str, np.ndarray]]:
-    """(readout, pairing, vectors (N, D) of the pairs). Image encoders give two: concatenation and difference."""
+def _inputs(encoder: str, target: Target, features_root: File | None, task: Task) -> Iterator[Inputs]:
+    """Each readout in both ways that two frames become one vector."""
     from avrl import features
 
     if features_root is None:
-        yield encoder, "none", state_NK if encoder == "state" else np.zeros((len(state_NK), 1))
+        floors = {"state": target.state_NS, "oracle": np.concatenate([target.state_NS, target.motion_NS], 1)}
+        yield Floor(encoder, floors.get(encoder, np.zeros((len(target.rows), 1))))
         return
     facts = json.loads((features_root / "manifest.json").read_bytes())["facts"]
-    first = features.places(features_root, rows)
+    first_N = features.places(features_root, target.rows)
     for readout in task.readouts or facts["readouts"]:
         if readout not in facts["readouts"]:
             log.warning("%s has no readout %s; it has %s", encoder, readout, ", ".join(facts["readouts"]))
             continue
-        if 2 * facts["readouts"][readout] > LARGEST and len(rows) > LARGEST:
+        if 2 * facts["readouts"][readout] > LARGEST and len(target.rows) > LARGEST:
             log.warning("readout %s of %s is too wide for a closed form and is left out", readout, encoder)
             continue
-        z_ND = features.read(features_root, readout)
-        # Concatenation keeps where things are (state, gripper), the difference keeps what moved: two rows, not one.
-        # For an encoder of pairs the same two are f(t, t+gap) and its antisymmetric part f(t, t+gap) - f(t+gap, t).
-        if facts["paired"]:
-            yield readout, "pair", z_ND[first]
-            swapped = features.read(features_root, readout + features.SWAPPED)
-            if not np.allclose(swapped, -z_ND, atol=1e-6):  # a pixel difference is antisymmetric as it stands
-                yield readout, "antisymmetric", z_ND[first] - swapped[first]
-            continue
-        yield readout, "concat", np.concatenate([z_ND[first], z_ND[first + task.gap]], 1)
-        yield readout, "diff", z_ND[first + task.gap] - z_ND[first]
+        for pairing in ("pair", "antisymmetric") if facts["paired"] else ("concat", "diff"):
+            # A pixel difference is antisymmetric as it stands.
+            if pairing == "pair" or readout != "difference" or not facts["paired"]:
+                yield features.Vectors(features_root, readout, pairing, first_N, task.gap)
 
 
-def _fit(z_ND: np.ndarray, y_NK: np.ndarray, parts: Split) -> tuple[np.ndarray, np.ndarray]:
-    """Predictions for the test pairs and the alpha chosen for each dimension; test targets are not looked at."""
-    z, y = torch.from_numpy(z_ND), torch.from_numpy(y_NK)
-    fit, validate, test = (torch.from_numpy(mask) for mask in (parts.fit_N, parts.validate_N, parts.test_N))
-    alpha = choose_alpha(z[fit], y[fit], z[validate], y[validate])
-    train = fit | validate
-    predicted = Ridge(alpha).fit(z[train], y[train]).predict(z[test])
-    return predicted.numpy(), alpha.numpy()
+@dataclass
+class Tried:
+    """What one way of training predicts of the test pairs, and on how much it was trained.
+
+    Attributes:
+        predicted_MK: In the order of the test pairs; NaN where it predicts nothing.
+        alphas: (K,) of each fit.
+        sizes: Pairs and episodes of each fit.
+    """
+
+    predicted_MK: np.ndarray
+    alphas: list[np.ndarray]
+    sizes: list[tuple[int, int]]
+
+    def test(self, target: Target, parts: Split, draws: tuple[int, int]) -> Test:
+        """The errors."""
+        known_M = np.isfinite(self.predicted_MK[:, 0])
+        tested_N = np.flatnonzero(parts.test_N)[known_M]
+        n, e = (round(one) for one in np.mean(self.sizes, 0))
+        return Test(target, parts, tested_N, self.predicted_MK[known_M], {"n_train": n, "episodes_train": e}, draws)
+
+
+def _judge(
+    vectors: Inputs, target: Target, parts: Split, episodes: pl.DataFrame, task: Task
+) -> tuple[list[dict[str, Any]], Test]:
+    """All rows of one readout, and the test of what was trained on everything."""
+    fitted = list(fits(vectors, target.y_NK, parts, episodes, task.seed))
+    tried, first_z = _predict(vectors, parts, fitted)
+    draws = (task.resamples, task.seed)
+    tests = {name: one.test(target, parts, draws) for name, one in tried.items()}
+    rows: list[dict[str, Any]] = []
+    for name, one in tried.items():
+        rows += tests[name].rows(np.exp(np.mean(np.log(one.alphas), 0)), name, apart=name == ALL)
+    whole = tests[ALL]
+    shared = {"train": ALL, "split": WHOLE, "alpha": None, "note": "", **whole.counts()}
+    rank = {"group": "features", "dimension": "all", "metric": "effective-rank", "low": None, "high": None}
+    rows.append({**shared, **rank, "value": effective_rank(first_z)})
+    for group in target.groups:
+        if UNSEEN in tests and group not in target.binary:
+            row = {"group": group, "dimension": "mean", "metric": "r2", "train": f"{SEEN} minus {UNSEEN}"}
+            rows.append({**shared, **tests[UNSEEN].counts(), **row, **tests[SEEN].minus(tests[UNSEEN], group)})
+    return rows, whole
+
+
+def _predict(
+    vectors: Inputs, parts: Split, fitted: list[tuple[Part, Fit, np.ndarray]]
+) -> tuple[dict[str, Tried], np.ndarray]:
+    """Each fit's predictions of its test pairs, in one pass over them; and the features of the first of them."""
+    at, k = np.flatnonzero(parts.test_N), len(fitted[0][2])
+    tried: dict[str, Tried] = {}
+    for part, _, alpha_K in fitted:
+        one = tried.setdefault(part.train, Tried(np.full((len(at), k), np.nan), [], []))
+        train_N = part.fit_N | part.validate_N
+        one.alphas.append(alpha_K)
+        one.sizes.append((int(train_N.sum()), len(np.unique(parts.episode_N[train_N]))))
+    first: list[np.ndarray] = []
+    for index, z in vectors.blocks(at):
+        if sum(map(len, first)) < RANK_ROWS:
+            first.append(z[:RANK_ROWS])
+        for part, fit, _ in fitted:
+            here = part.test_N[index]
+            if here.any():
+                place = np.searchsorted(at, index[here])
+                tried[part.train].predicted_MK[place] = fit.predict(torch.from_numpy(z[here])).numpy()
+    return tried, np.concatenate(first)[:RANK_ROWS]

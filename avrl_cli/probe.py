@@ -9,15 +9,15 @@ import typer
 from avrl.errors import ConfigError, NotFoundError
 from avrl.stages.prep import whole
 from avrl.stages.pretrain import OBJECTIVES, network
-from avrl.stages.probe import FEATURES, LABELS, SCORES, Entry, LabelsConfig, ProbeConfig, require_split
-from avrl_cli.options import verb
+from avrl.stages.probe import FEATURES, KINDS, LABELS, SCORES, Entry, LabelsConfig, ProbeConfig, require_split
+from avrl_cli.options import listed, verb
 from avrl_cli.output import Session
 
 if TYPE_CHECKING:
     from avrl.artifact import Artifact
 
 NAME = "probe"
-FLOORS = [Entry("mean", "none"), Entry("state", "none"), Entry("pixels-8", "none"), Entry("pixels-16", "none")]
+ALONG = ("random", "pixels")  # untrained twins and pixel floors: scored along with any encoder, so naming them is idle
 
 
 @verb(ProbeConfig)
@@ -27,45 +27,62 @@ def command(
     what: Annotated[Literal["bridge"], typer.Argument(help="What to predict: bridge (robot actions)")],
     encoder: Annotated[
         list[str] | None,
-        typer.Option(help="two-stream, a checkpoint's name, dinov2, clip, r3m, efficientnet-lite0, timm:NAME"),
+        typer.Option(help="two-stream, a checkpoint's name, dinov2, clip, r3m, timm:NAME ...; several, with commas"),
     ] = None,
     weights: Annotated[str, typer.Option(help="Weights file of the (single) outside encoder")] = "",
+    on: Annotated[
+        Literal["", "egodex", "bridge", "lerobot", "sample"],
+        typer.Option(help="Whose frames, if not those that the probe is about", show_default=False),
+    ] = "",
     frames: Annotated[str, typer.Option(help="Which frame store, if there are several")] = "",
 ) -> None:
     """Probe frozen encoders with closed-form ridge. Floors and untrained twins are scored along."""
-    if not encoder:
-        raise ConfigError("probe needs an encoder", "type: avrl probe bridge --encoder dinov2")
-    if weights and len(encoder) != 1:
+    names = [name for name in dict.fromkeys(listed(encoder or [])) if name not in (*ALONG, *KINDS[what].floors)]
+    if not names:
+        raise ConfigError("probe needs an encoder", f"type: avrl probe {what} --encoder dinov2")
+    if weights and len(names) != 1:
         raise ConfigError("--weights goes with exactly one --encoder", "probe the encoders one by one")
-    entries = [entry for name in encoder for entry in _entries(session, name, weights)]  # a typo shows at once
+    entries = [entry for name in names for entry in _entries(session, name, weights)]  # a typo shows at once
+    kind = KINDS[what]
+    source = kind.source if on in ("", "sample") else on
+    if kind.labelled and source != kind.source:
+        raise ConfigError(f"{what} is about frames of {kind.source}, not of {on}", "leave out --on")
     store = session.store.resolve(
         "frames",
         frames,
-        where=lambda one: whole(one) and one.manifest.facts["source"] == what,
-        what=f"frames of {what}",
-        make=f"avrl prep {what}",
+        where=lambda one: (
+            whole(one)
+            and one.manifest.facts["source"] == source
+            and (on != "sample" or one.ref.startswith(f"{source}-sample-"))
+        ),
+        what=f"frames of {source}",
+        make=f"avrl prep {on or source}",
         option="--frames",
     )
     require_split(store, config.gap)
-    raw_digest = store.manifest.input("raw").digest
+    for entry in entries:
+        entry.identity()  # weights that are missing show before hours of others' features
+    labels = _labels(session, store) if kind.labelled else None
+    for gap in config.gap:
+        for entry in [*(Entry(name, "none") for name in kind.floors), *entries]:
+            _score(session, config, entry, (what, gap), store, labels)
+
+
+def _labels(session: Session, store: Artifact) -> Artifact | None:
+    raw_digest, source = store.manifest.input("raw").digest, store.manifest.facts["source"]
     same = [one.ref for one in session.store.artifacts("raw") if one.digest == raw_digest]
     raw = session.store.resolve(
         "raw",
         *same[:1],  # several of one digest are the same data
         where=lambda one: one.digest == raw_digest,
         what=f"raw data of {store.ref}",
-        make=f"avrl fetch {what}",
+        make=f"avrl fetch {source}",
     )
-    labels = session.run(LABELS, LabelsConfig(), {"raw": raw, "frames": store})
-    for gap in config.gap:
-        for entry in [*FLOORS, *entries]:
-            _score(session, config, entry, gap, store, labels)
+    return session.run(LABELS, LabelsConfig(), {"raw": raw, "frames": store})
 
 
 def _entries(session: Session, name: str, weights: str) -> list[Entry]:
-    """An encoder and its untrained twin; a floor has none."""
-    if name in {floor.name for floor in FLOORS}:
-        return []
+    """An encoder and its untrained twin."""
     checkpoint = _checkpoint(session, name)
     if checkpoint:
         called = network(checkpoint.manifest.config).name
@@ -96,16 +113,22 @@ def _checkpoint(session: Session, name: str) -> Artifact | None:
 
 
 def _score(
-    session: Session, config: ProbeConfig, entry: Entry, gap: int, store: Artifact, labels: Artifact | None
+    session: Session,
+    config: ProbeConfig,
+    entry: Entry,
+    asked: tuple[str, int],
+    store: Artifact,
+    labels: Artifact | None,
 ) -> None:
-    inputs = {"frames": store}
-    wanted = entry.features(config, gap)
+    kind, inputs = KINDS[asked[0]], {"frames": store}
+    own = {"checkpoint": entry.checkpoint} if entry.checkpoint else {}
+    wanted = None if kind.dense else entry.features(config, asked[1])
     if wanted:
-        own = {"checkpoint": entry.checkpoint} if entry.checkpoint else {}
         found = session.run(FEATURES, wanted, {"frames": store, **own}, f"{store.manifest.facts['frames']} frames")
         if found:
             inputs["features"] = found
-    if labels is None or (wanted and "features" not in inputs):
+    if (kind.labelled and labels is None) or (wanted and "features" not in inputs):
         session.missing("scores", f"{entry.name} ({entry.init}): its features or labels are to be made first")
         return
-    session.run(SCORES, entry.scores(config, gap), {**inputs, "labels": labels})
+    inputs |= {"labels": labels} if labels else {}
+    session.run(SCORES, entry.scores(config, *asked), {**inputs, **(own if kind.dense else {})})

@@ -30,6 +30,10 @@ def walk(n, seed):
     return state, action
 
 
+def parted(target):
+    return target.rows, target.y_NK, target.state_NS
+
+
 def prepared(folder, records, **survey):
     """Raw artifact and the ``episodes.parquet`` that prep would write for it."""
     raw, frames = clips.bridge(folder / "raw", records), folder / "frames"
@@ -48,7 +52,7 @@ def prepared(folder, records, **survey):
 
 def test_reached_is_the_difference_of_states():
     state, action = walk(9, 0)
-    found, y, at_t = labels.pairs(rows(4, state, action), 3, "reached")
+    found, y, at_t = parted(labels.pairs(rows(4, state, action), 3, "reached"))
     assert found["episode_index"].to_list() == [4] * 5
     assert found["frame_index"].to_list() == [1, 2, 3, 4, 5]  # not 0: its action is a recording artefact
     np.testing.assert_allclose(y[:, :6], [state[t + 3, :6] - state[t, :6] for t in range(1, 6)], atol=1e-12)
@@ -58,7 +62,7 @@ def test_reached_is_the_difference_of_states():
 
 def test_commanded_is_the_sum_of_the_actions_between():
     state, action = walk(9, 1)
-    _, y, _ = labels.pairs(rows(0, state, action), 3, "commanded")
+    y = labels.pairs(rows(0, state, action), 3, "commanded").y_NK
     want = [action[t, :6] + action[t + 1, :6] + action[t + 2, :6] for t in range(1, 6)]
     np.testing.assert_allclose(y[:, :6], want, atol=1e-12)
 
@@ -69,8 +73,8 @@ def test_the_first_action_is_in_no_target():
     wild[0, :6] = 1e6
     for target in labels.TARGETS:
         for gap in (1, 3, 7):
-            a = labels.pairs(rows(0, state, action), gap, target)[1]
-            b = labels.pairs(rows(0, state, wild), gap, target)[1]
+            a = labels.pairs(rows(0, state, action), gap, target).y_NK
+            b = labels.pairs(rows(0, state, wild), gap, target).y_NK
             assert np.abs(a - b)[:, :6].max() < 1e-8
 
 
@@ -79,7 +83,7 @@ def test_angles_are_differences_on_the_circle():
     state[:, 3] = [0, 3.1, -3.1, 3.0]  # across pi, and back
     state[:, 4] = [0, -3.0, 3.0, 3.0]
     state[:, 0] = [0, 5, -5, 0]  # a position is no angle
-    _, y, _ = labels.pairs(rows(0, state, np.zeros((4, 7))), 1, "reached")
+    y = labels.pairs(rows(0, state, np.zeros((4, 7))), 1, "reached").y_NK
     np.testing.assert_allclose(y[:, 3], [2 * np.pi - 6.2, 6.1 - 2 * np.pi], atol=1e-12)
     np.testing.assert_allclose(y[:, 4], [6 - 2 * np.pi, 0], atol=1e-12)
     np.testing.assert_allclose(y[:, 0], [-10, 5], atol=1e-12)
@@ -109,8 +113,8 @@ def test_the_gripper_of_a_pair_is_the_last_command_before_its_end():
     state, action = np.zeros((6, 7)), np.zeros((6, 7))
     action[:, 6] = [0, 1, 1, 0, 0, 1]
     for target in labels.TARGETS:
-        assert labels.pairs(rows(0, state, action), 1, target)[1][:, 6].tolist() == [1, 1, 0, 0]
-        assert labels.pairs(rows(0, state, action), 2, target)[1][:, 6].tolist() == [1, 0, 0]
+        assert labels.pairs(rows(0, state, action), 1, target).y_NK[:, 6].tolist() == [1, 1, 0, 0]
+        assert labels.pairs(rows(0, state, action), 2, target).y_NK[:, 6].tolist() == [1, 0, 0]
 
 
 def test_pairs_never_cross_episodes():
@@ -118,7 +122,7 @@ def test_pairs_never_cross_episodes():
     walks = {index: walk(n, index) for index, n in lengths.items()}
     both = pl.concat([rows(index, *one) for index, one in walks.items()])
     for gap in (1, 3, 4):
-        found, y, at_t = labels.pairs(both, gap, "reached")
+        found, y, at_t = parted(labels.pairs(both, gap, "reached"))
         counts = {index: max(0, n - 1 - gap) for index, n in lengths.items()}
         assert found["episode_index"].to_list() == [index for index, n in counts.items() for _ in range(n)]
         assert len(found) == len(y) == len(at_t) == sum(counts.values())
@@ -130,7 +134,7 @@ def test_pairs_never_cross_episodes():
 def test_a_gap_longer_than_every_episode_is_a_plain_error():
     with pytest.raises(ConfigError, match=r"no episode has two frames that are 9 apart; try a smaller --gap"):
         labels.pairs(rows(0, *walk(10, 0)), 9, "reached")
-    assert len(labels.pairs(rows(0, *walk(10, 0)), 8, "reached")[0]) == 1
+    assert len(labels.pairs(rows(0, *walk(10, 0)), 8, "reached").rows) == 1
 
 
 # From records.
@@ -156,7 +160,7 @@ def test_a_planted_trajectory_comes_out_as_it_was_planted(tmp_path):
         assert mine["frame_index"].to_list() == list(range(len(state)))
         np.testing.assert_array_equal(mine[:, 2:9].to_numpy(), state)
         np.testing.assert_array_equal(mine[:, 9:16].to_numpy(), action)
-    _, y, _ = labels.pairs(found, 2, "reached")
+    y = labels.pairs(found, 2, "reached").y_NK
     np.testing.assert_allclose(y[:, :3], 14 / 64)
     assert len(y) == 2 + 5
 
@@ -186,6 +190,6 @@ def test_the_sample_has_labels_for_every_frame(tmp_path):
     found = pl.read_parquet(tmp_path / "labels.parquet")
     first = found.filter(pl.col("frame_index") == 0)[:, 9:16].to_numpy()
     assert (first == 0).all()
-    _, y, _ = labels.pairs(found, 1, "reached")
+    y = labels.pairs(found, 1, "reached").y_NK
     assert np.isfinite(y).all()
     assert 0 < np.abs(y[:, :3]).mean() < 0.2

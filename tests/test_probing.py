@@ -4,13 +4,16 @@ from types import SimpleNamespace
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from made import features_of, frame_store, labels_of
 from sklearn.metrics import r2_score, roc_auc_score
 
-from avrl import features, intervals, labels, probing
+from avrl import features, intervals, labels, splits
 from avrl.errors import ConfigError
 from avrl.outcome import auc
-from avrl.probing import Task, Who, score
+from avrl.probes import Given, Task, Who
+from avrl.probes.ridge import fits
+from avrl.probing import Floor, score
 from avrl.stages.probe import require_split
 
 LENGTHS = [12] * 30
@@ -22,8 +25,7 @@ def data(tmp_path_factory):
     root = tmp_path_factory.mktemp("probing")
     frames = frame_store(root / "frames", LENGTHS, splits=SPLITS)
     where, table = labels_of(frames, root / "labels")
-    rows, y, state = labels.pairs(table, 1, "reached")
-    return frames, where, rows, y, state
+    return frames, where, labels.pairs(table, 1, "reached")
 
 
 def run(data, out, vectors, *, paired=True, gap=1, **changed):
@@ -32,16 +34,24 @@ def run(data, out, vectors, *, paired=True, gap=1, **changed):
     (out / "features").mkdir(parents=True)
     table, _ = features.rows_of(episodes, gap if paired else 0)
     made = features_of(out / "features", table, {"cls": vectors(table)}, paired=paired)
-    options = {"gap": gap, "target": "reached", "readouts": (), "seed": 0, "resamples": 200, "data_digests": ("l", "f")}
-    score(out, Who("planted", "", "trained"), Task(**{**options, **changed}), where, frames, made)
+    options = {
+        "probe": "bridge",
+        "gap": gap,
+        "target": "reached",
+        "readouts": (),
+        "seed": 0,
+        "resamples": 200,
+        "data_digests": ("l", "f"),
+    }
+    score(out, Who("planted", "", "trained"), Task(**{**options, **changed}), Given(frames, where, made))
     scores = pl.read_parquet(out / "scores.parquet")
     return scores.filter(pl.col("pairing") != "antisymmetric") if paired else scores
 
 
 def planted(data):
     """Features of pairs that hold the target, linearly mixed with noise."""
-    _, _, rows, y, _ = data
-    known = {key: value for key, value in zip(rows.iter_rows(), y, strict=True)}
+    y = data[2].y_NK
+    known = dict(zip(data[2].rows.iter_rows(), y, strict=True))
 
     def vectors(table):
         rng = np.random.default_rng(0)
@@ -54,8 +64,8 @@ def planted(data):
     return vectors
 
 
-def one(scores, dimension, metric="r2", split="val"):
-    return scores.filter(dimension=dimension, metric=metric, split=split).row(0, named=True)
+def one(scores, dimension, metric="r2", split="val", train="all"):
+    return scores.filter(dimension=dimension, metric=metric, split=split, train=train).row(0, named=True)
 
 
 def test_a_planted_signal_is_found_in_every_dimension(data, tmp_path):
@@ -64,7 +74,7 @@ def test_a_planted_signal_is_found_in_every_dimension(data, tmp_path):
         assert one(scores, dimension)["value"] > 0.99
     assert one(scores, "gripper", "auc")["value"] > 0.99
     assert one(scores, "gripper", "accuracy")["value"] > 0.95
-    position = scores.filter(group="position", dimension="mean", split="val")["value"][0]
+    position = scores.filter(group="position", dimension="mean", split="val", metric="r2", train="all")["value"][0]
     assert position == pytest.approx(np.mean([one(scores, d)["value"] for d in "xyz"]))
 
 
@@ -76,22 +86,27 @@ def test_noise_scores_about_nothing_and_its_interval_says_so(data, tmp_path):
         assert row["value"] < 0.1
 
 
-def test_the_test_split_is_never_fitted_on(data, tmp_path):
-    """Targets of test episodes are replaced: neither predictions nor alpha may move."""
-    frames, _, rows, y, _ = data
-    parts = probing.split(rows, pl.read_parquet(frames / "episodes.parquet"), 0)
-    z = np.random.default_rng(0).normal(size=(len(y), 8)) + y[:, :1] * 50
-    before, alpha = probing._fit(z, y, parts)
-    spoiled = y.copy()
-    spoiled[parts.test_N] = 1e6
-    after, alpha_after = probing._fit(z, spoiled, parts)
-    assert np.array_equal(before, after)
-    assert np.array_equal(alpha, alpha_after)
+@pytest.mark.parametrize("dims", [8, 400])  # fewer and more than training pairs: sums, and rows in memory
+def test_the_test_split_is_never_fitted_on(data, dims):
+    """Targets and features of test episodes are replaced: neither the fit nor alpha may move by a bit."""
+    frames, _, target = data
+    episodes = pl.read_parquet(frames / "episodes.parquet")
+    parts = splits.split(target.rows, episodes, 0)
+    z = np.random.default_rng(0).normal(size=(len(target.y_NK), dims)) + target.y_NK[:, :1] * 50
+    before = list(fits(Floor("z", z), target.y_NK, parts, episodes, 0))
+    spoiled, wild = target.y_NK.copy(), z.copy()
+    spoiled[parts.test_N], wild[parts.test_N] = 1e6, -1e6
+    after = list(fits(Floor("z", wild), spoiled, parts, episodes, 0))
+    assert len(before) == len(after) == (1 if dims == 400 else 1 + 2 * 3)
+    for (_, fit, alpha), (_, other, other_alpha) in zip(before, after, strict=True):
+        assert torch.equal(fit.weight_DK, other.weight_DK)
+        assert torch.equal(fit.mean_D, other.mean_D)
+        assert np.array_equal(alpha, other_alpha)
 
 
 def test_lambda_is_chosen_on_training_episodes_that_are_not_fitted_on(data):
-    frames, _, rows, _, _ = data
-    parts = probing.split(rows, pl.read_parquet(frames / "episodes.parquet"), 0)
+    frames, _, target = data
+    parts = splits.split(target.rows, pl.read_parquet(frames / "episodes.parquet"), 0)
     sets = [set(parts.episode_N[mask]) for mask in (parts.fit_N, parts.validate_N, parts.test_N)]
     assert [len(one) for one in sets] == [16, 4, 10]
     assert sum(map(len, sets)) == len(set.union(*sets))
@@ -99,12 +114,12 @@ def test_lambda_is_chosen_on_training_episodes_that_are_not_fitted_on(data):
 
 
 def test_numbers_equal_scikit_learns(data, tmp_path):
-    frames, _, rows, y, _ = data
+    frames, _, target = data
     scores = run(data, tmp_path, planted(data))
-    parts = probing.split(rows, pl.read_parquet(frames / "episodes.parquet"), 0)
+    parts = splits.split(target.rows, pl.read_parquet(frames / "episodes.parquet"), 0)
     sums = pl.read_parquet(tmp_path / "episodes.parquet").filter(dimension="x", pairing="pair")
     assert sums["n"].sum() == parts.test_N.sum()
-    truth = y[parts.test_N, 0]
+    truth = target.y_NK[parts.test_N, 0]
     implied = truth + np.sqrt(sums["sse"].sum() / len(truth))  # any prediction with this squared error
     assert one(scores, "x")["value"] == pytest.approx(r2_score(truth, implied))
 
@@ -125,8 +140,7 @@ def test_image_encoders_give_concatenation_and_difference_from_frames_encoded_on
 
 def test_pair_encoders_give_their_features_and_the_antisymmetric_part(data, tmp_path):
     """Half of the made features are the same for (t, t+gap) and (t+gap, t): the antisymmetric row must not see them."""
-    _, _, rows, y, _ = data
-    known = dict(zip(rows.iter_rows(), y, strict=True))
+    known = dict(zip(data[2].rows.iter_rows(), data[2].y_NK, strict=True))
 
     def vectors(table):
         noise = np.random.default_rng(0).normal(size=(len(table), 7))
@@ -141,25 +155,25 @@ def test_pair_encoders_give_their_features_and_the_antisymmetric_part(data, tmp_
 
 def test_floors_need_no_features(data, tmp_path):
     frames, where, *_ = data
-    options = {"gap": 1, "target": "reached", "readouts": (), "seed": 0, "resamples": 200, "data_digests": ("l", "f")}
+    options = {"probe": "bridge", "gap": 1, "target": "reached", "readouts": (), "seed": 0, "resamples": 200}
+    options["data_digests"] = ("l", "f")
     for name in ("mean", "state"):
         (tmp_path / name).mkdir()
-        score(tmp_path / name, Who(name, "", "none"), Task(**options), where, frames, None)
+        score(tmp_path / name, Who(name, "", "none"), Task(**options), Given(frames, where))
     mean = pl.read_parquet(tmp_path / "mean/scores.parquet")
     assert -0.2 < one(mean, "x")["value"] <= 0
     assert one(mean, "gripper", "auc")["value"] == pytest.approx(0.5)
 
 
 def test_seen_and_unseen_tasks_are_told_apart(tmp_path):
-    lengths, splits = [10] * 12, ["train"] * 6 + ["val"] * 6
-    frames = frame_store(tmp_path / "frames", lengths, splits=splits)
+    frames = frame_store(tmp_path / "frames", [10] * 12, splits=["train"] * 6 + ["val"] * 6)
     episodes = pl.read_parquet(frames / "episodes.parquet")
     episodes = episodes.with_columns(
         task=pl.when(pl.col("episode_index") >= 10).then(pl.lit("new")).otherwise(pl.col("task"))
     )
     episodes.write_parquet(frames / "episodes.parquet")
     where, table = labels_of(frames, tmp_path / "labels")
-    data = frames, where, *labels.pairs(table, 1, "reached")
+    data = frames, where, labels.pairs(table, 1, "reached")
     scores = run(data, tmp_path / "out", lambda rows: np.random.default_rng(0).normal(size=(len(rows), 4)))
     counts = {name: one(scores, "x", split=name)["episodes_test"] for name in ("val", "val-seen", "val-unseen")}
     assert counts == {"val": 6, "val-seen": 4, "val-unseen": 2}
@@ -170,11 +184,13 @@ def test_a_constant_target_has_no_score_and_says_why(data, tmp_path):
     table = pl.read_parquet(where / "labels.parquet").with_columns(state_yaw=pl.lit(0.5, pl.Float32))
     (tmp_path / "labels").mkdir()
     table.write_parquet(tmp_path / "labels/labels.parquet")
-    changed = frames, tmp_path / "labels", *labels.pairs(table, 1, "reached")
+    changed = frames, tmp_path / "labels", labels.pairs(table, 1, "reached")
     scores = run(changed, tmp_path / "out", lambda rows: np.random.default_rng(0).normal(size=(len(rows), 4)))
     assert one(scores, "yaw")["value"] is None
     assert one(scores, "yaw")["note"] == "constant target"
-    rotation = scores.filter(group="rotation", dimension="mean", split="val").row(0, named=True)
+    rotation = scores.filter(group="rotation", dimension="mean", split="val", metric="r2", train="all").row(
+        0, named=True
+    )
     assert rotation["note"] == "mean over roll, pitch"
 
 
@@ -221,11 +237,11 @@ def test_a_collapsed_code_has_rank_one(data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("splits", "gap"),
-    [(["train"] * 6, 1), (["val"] * 6, 1), (["train", "val", "val"], 1), (["train", "train", "val"], 8)],
+    ("called", "gap"),
+    [(["val"] * 6, 1), (["train", "val", "val"], 1), (["train", "train", "val"], 8)],
 )
-def test_a_store_that_cannot_be_scored_is_refused_before_features_are_made(tmp_path, splits, gap):
-    frames = frame_store(tmp_path / "frames", [8] * len(splits), splits=splits)
+def test_a_store_that_cannot_be_scored_is_refused_before_features_are_made(tmp_path, called, gap):
+    frames = frame_store(tmp_path / "frames", [8] * len(called), splits=called)
     with pytest.raises(ConfigError, match=r"frames-x has \d training and \d held-out episodes .* --part train,val"):
         require_split(SimpleNamespace(root=frames, ref="frames-x"), (gap,))
     require_split(
@@ -234,8 +250,8 @@ def test_a_store_that_cannot_be_scored_is_refused_before_features_are_made(tmp_p
 
 
 def test_scores_without_a_held_out_pair_are_refused(tmp_path):
-    frames = frame_store(tmp_path / "frames", [8] * 6, splits=["train"] * 6)
+    frames = frame_store(tmp_path / "frames", [8] * 6, splits=["val"] * 6)
     where, table = labels_of(frames, tmp_path / "labels")
-    data = frames, where, *labels.pairs(table, 1, "reached")
+    data = frames, where, labels.pairs(table, 1, "reached")
     with pytest.raises(ConfigError, match="two training episodes and a held-out one"):
         run(data, tmp_path / "out", lambda rows: np.zeros((len(rows), 4)))

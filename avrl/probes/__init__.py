@@ -1,25 +1,90 @@
 """Probes: what is fitted on frozen features. One file each.
 
-Legend: N samples, D feature dimensions, K target dimensions.
+Legend: N pairs, D feature dimensions, M a part of the pairs.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from typing import Self
+    from collections.abc import Iterator
+    from pathlib import Path
 
-    from torch import Tensor
+    import numpy as np
+
+    from avrl.encoders import Encoder
 
 
-class Probe(Protocol):
-    """A model of targets given features; it sees the rows that it is fitted on and no others."""
+@dataclass(frozen=True)
+class Who:
+    """Whose features are scored: the columns that name a row."""
 
-    def fit(self, z_ND: Tensor, y_NK: Tensor) -> Self:
-        """Fit on training rows; standardises inside, by these rows alone."""
-        ...
+    encoder: str
+    checkpoint: str
+    init: str
+    licence: str = ""
 
-    def predict(self, z_ND: Tensor) -> Tensor:
-        """Predictions (N, K) float64 in the units of the targets."""
+
+@dataclass(frozen=True)
+class Task:
+    """What is predicted, and how it is scored.
+
+    Attributes:
+        probe: Name of what is predicted, as the command line has it.
+        gap: Frames between the two of a pair.
+        target: One of `avrl.labels.TARGETS`; empty where a probe has but one.
+        readouts: Which to score; empty for all.
+        seed: Of the validation episodes, of smaller training sets and of the bootstrap.
+        resamples: Of the bootstrap over test episodes.
+        data_digests: Of labels, if it has any, and frames, for the fingerprint: a floor of other pixels is another one.
+    """
+
+    probe: str
+    gap: int
+    target: str
+    readouts: tuple[str, ...]
+    seed: int
+    resamples: int
+    data_digests: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a probe reads: roots of artifacts, or an encoder for one that looks at patches.
+
+    Attributes:
+        frames: A frame store, for splits, tasks and pixels.
+        labels: What a robot or a hand did.
+        features: Vectors of frames or pairs; None for floors.
+        encoder: Frozen, on its device.
+        batch_size: Rows a forward pass.
+    """
+
+    frames: Path
+    labels: Path | None = None
+    features: Path | None = None
+    encoder: Encoder | None = None
+    batch_size: int = 64
+
+
+class Inputs(Protocol):
+    """Vectors of pairs by the pairs' numbers, so that they need not all be in memory: `avrl.features.Vectors`.
+
+    Attributes:
+        readout: Of the encoder.
+        pairing: How two frames became one vector.
+        dims: D.
+    """
+
+    @property
+    def readout(self) -> str: ...  # noqa: D102
+    @property
+    def pairing(self) -> str: ...  # noqa: D102
+    @property
+    def dims(self) -> int: ...  # noqa: D102
+
+    def blocks(self, index_M: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Some pairs by their numbers, in rising order: numbers (m,) and vectors (m, D) float32, some at a time."""
         ...

@@ -1,37 +1,91 @@
-"""Ridge regression as a probe; its solver (`avrl.ridge`) is shared with the meters of pretraining.
+"""Ridge regression as a probe of any number of pairs: features are read in stretches and go into sums.
 
-Legend: N samples, D feature dimensions, K target dimensions.
+Sums are D x D (`avrl.ridge.Moments`), so memory does not grow with the pairs, and one pass over them serves several
+training sets. Where dimensions are more than pairs, the pairs are few, and are taken into memory instead.
+
+Legend: N pairs, D feature dimensions, K target dimensions, P masks, C kinds of rows, M a part of the pairs.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
-from torch import Tensor
 
-from avrl.ridge import Path
+from avrl import splits
+from avrl.ridge import Fit, Moments, Path, choose_alpha, choose_alpha_of, solve, total
+from avrl.splits import ALL, Part
 
 if TYPE_CHECKING:
-    from typing import Self
+    from collections.abc import Iterator
+
+    import polars as pl
+
+    from avrl.probes import Inputs
+    from avrl.splits import Split
 
 
-class Ridge:
-    """See `avrl.ridge`.
+def fits(
+    vectors: Inputs, y_NK: np.ndarray, parts: Split, episodes: pl.DataFrame, seed: int
+) -> Iterator[tuple[Part, Fit, np.ndarray]]:
+    """Every fit of one readout with its alpha (K,): on all of train, on a few, without a fold of tasks.
 
-    Args:
-        alpha: One a target dimension, or one for all.
+    Test targets are not looked at, and no test row is read. Tasks are left out only where pairs are more than
+    dimensions.
     """
+    y = torch.from_numpy(y_NK)
+    whole = Part(ALL, parts.fit_N, parts.validate_N, parts.test_N)
+    in_rows = [part for part in (whole, *splits.few(parts, seed)) if part.fit_N.sum() <= vectors.dims]
+    for part in in_rows:
+        yield _fit_rows(vectors, y, part)
+    in_sums = [part for part in (whole, *splits.few(parts, seed)) if part.fit_N.sum() > vectors.dims]
+    if not in_sums:
+        return
+    pairs = splits.folds(parts, episodes, seed) if in_sums[0].train == ALL else []
+    new = [one for one, _ in pairs]
+    alphas = {}
+    for part, fitted, validated in _moments(vectors, y, [*in_sums[:1], *new]):
+        alpha_K = alphas[id(part)] = choose_alpha_of(fitted, validated)
+        yield part, solve(fitted.plus(validated), alpha_K), alpha_K.numpy()
+    # The same strength for the same test rows: the two differ in what they were trained on and in nothing else.
+    for (one, _), (part, fitted, validated) in zip(pairs, _moments(vectors, y, [two for _, two in pairs]), strict=True):
+        yield part, solve(fitted.plus(validated), alphas[id(one)]), alphas[id(one)].numpy()
+    for part, fitted, validated in _moments(vectors, y, in_sums[1:]):
+        alpha_K = choose_alpha_of(fitted, validated)
+        yield part, solve(fitted.plus(validated), alpha_K), alpha_K.numpy()
 
-    def __init__(self, alpha: Tensor | float = 1e-2) -> None:
-        self.alpha = alpha
 
-    def fit(self, z_ND: Tensor, y_NK: Tensor) -> Self:
-        """See `avrl.probes.Probe`."""
-        self._path = Path(z_ND, y_NK)
-        self._weight_DK = self._path.weights(torch.as_tensor(self.alpha, dtype=torch.float64).expand(y_NK.shape[1]))
-        return self
+def _fit_rows(vectors: Inputs, y: torch.Tensor, part: Part) -> tuple[Part, Fit, np.ndarray]:
+    """Fewer pairs than dimensions: they fit into memory."""
+    train_N = np.flatnonzero(part.fit_N | part.validate_N)
+    z = torch.from_numpy(np.concatenate([block for _, block in vectors.blocks(train_N)]))
+    fit, y = torch.from_numpy(part.fit_N[train_N]), y[train_N]
+    alpha_K = choose_alpha(z[fit], y[fit], z[~fit], y[~fit])
+    return part, Path(z, y).fit(alpha_K), alpha_K.numpy()
 
-    def predict(self, z_ND: Tensor) -> Tensor:
-        """See `avrl.probes.Probe`."""
-        return self._path.predict(z_ND, self._weight_DK)
+
+def _moments(vectors: Inputs, y: torch.Tensor, wanted: list[Part]) -> Iterator[tuple[Part, Moments, Moments]]:
+    """Moments of the fitted and of the validating rows of each part, in one pass over the rows of all.
+
+    Rows that all parts treat alike are added up once, as a cell; a part's moments are the sum of its cells.
+    """
+    if not wanted:
+        return
+    masks_NP = np.stack([mask for part in wanted for mask in (part.fit_N, part.validate_N)], 1)
+    at = np.flatnonzero(masks_NP.any(1))
+    kinds_CP, cell_M = np.unique(masks_NP[at], axis=0, return_inverse=True)
+    cells: list[Moments] = []
+    for index, block in vectors.blocks(at):
+        z = torch.from_numpy(block)
+        if not cells:
+            cells = [Moments(z.double().mean(0), y.shape[1]) for _ in kinds_CP]
+        of = cell_M.reshape(-1)[np.searchsorted(at, index)]
+        for cell in np.unique(of):
+            here = torch.from_numpy(of == cell)
+            cells[cell].add(z[here], y[index][here])
+    for p, part in enumerate(wanted):
+        chosen = [
+            [one for one, kind in zip(cells, kinds_CP[:, column], strict=True) if kind] for column in (2 * p, 2 * p + 1)
+        ]
+        yield part, total(chosen[0]), total(chosen[1])

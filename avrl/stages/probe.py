@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import importlib
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -14,8 +15,33 @@ if TYPE_CHECKING:
     from avrl.artifact import Artifact
     from avrl.encoders import Encoder
 
-FLOORS = ("mean", "state")  # floors that need no features
+UNSEEING = ("mean", "state", "oracle")  # floors, and a ceiling, that need no features
 PAIRED = ("pixels-8", "pixels-16")  # encoders of pairs that are not checkpoints: known here without torch
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Something that can be probed.
+
+    Attributes:
+        source: Whose frames, unless ``--on`` says otherwise.
+        module: Its `score` makes the scores.
+        floors: What is scored along with every encoder.
+        labelled: It needs labels of the raw data.
+        dense: It encodes patches by itself; else it reads features.
+    """
+
+    source: str
+    module: str
+    floors: tuple[str, ...]
+    labelled: bool = False
+    dense: bool = False
+
+
+MOTION = ("mean", "state", "pixels-8", "pixels-16", "oracle")
+KINDS = {
+    "bridge": Kind("bridge", "avrl.probing", MOTION, labelled=True),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,16 +64,21 @@ class LabelsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoresConfig:
-    """What is predicted, from whose features."""
+    """What is predicted, from whose features. Only a dense probe has weights here: others have them in the features."""
 
+    probe: Annotated[str, Opt("What is predicted")]
     encoder: Annotated[str, Opt("Encoder or floor")]
     init: Annotated[Literal["trained", "pretrained", "random", "none"], Opt("Weights")]
     checkpoint: Annotated[str, Opt("Reference of our checkpoint")]
     gap: Annotated[int, Opt("Gap of a pair", unit="frames")]
-    target: Annotated[Literal["reached", "commanded"], Opt("Target")]
+    target: Annotated[Literal["reached", "commanded", ""], Opt("Target")]
     readout: Annotated[tuple[str, ...], Opt("Readouts; empty for all")]
     seed: Annotated[int, Opt("Of validation episodes and bootstrap")]
     resamples: Annotated[int, Opt("Of the bootstrap")]
+    weights: Annotated[str, Opt("SHA-256 of the weights file")] = ""
+    weights_path: Annotated[str, Opt("Weights file", runtime=True)] = ""
+    batch_size: Annotated[int, Opt("Rows a forward pass", runtime=True)] = 64
+    device: Annotated[Literal["auto", "cpu"], Opt("auto: a GPU if there is one", runtime=True)] = "auto"
 
 
 def require_split(store: Artifact, gaps: tuple[int, ...]) -> None:
@@ -58,19 +89,25 @@ def require_split(store: Artifact, gaps: tuple[int, ...]) -> None:
     """
     import polars as pl
 
-    episodes = pl.read_parquet(store.root / "episodes.parquet", columns=["length", "split"])
+    from avrl.splits import is_test
+
+    episodes = pl.read_parquet(store.root / "episodes.parquet", columns=["length", "split", "task"])
     for gap in gaps:
-        splits = episodes.filter(pl.col("length") > gap)["split"].to_list()
-        n_train = splits.count("train")
-        if n_train < 2 or n_train == len(splits):
+        test = is_test(episodes)[(episodes["length"] > gap).to_numpy()]
+        n_test = int(test.sum())
+        if len(test) - n_test < 2 or not n_test:
             raise ConfigError(
-                f"{store.ref} has {n_train} training and {len(splits) - n_train} held-out episodes of more than {gap} "
+                f"{store.ref} has {len(test) - n_test} training and {n_test} held-out episodes of more than {gap} "
                 "frames, at least 2 and 1 are needed",
                 "prep a copy with both (avrl fetch bridge --part train,val; some are train only), or a smaller --gap",
             )
 
 
-def _encoder(config: FeaturesConfig, inputs: Inputs, device: str) -> Encoder:
+def _encoder(config: FeaturesConfig | ScoresConfig, inputs: Inputs) -> tuple[Encoder, str]:
+    """The frozen encoder of a request, and the device it is on."""
+    import torch
+
+    device = "cuda" if config.device == "auto" and torch.cuda.is_available() else "cpu"
     if "checkpoint" in inputs:
         from avrl.artifact import verify
         from avrl.checkpoint import load
@@ -79,21 +116,19 @@ def _encoder(config: FeaturesConfig, inputs: Inputs, device: str) -> Encoder:
         verify(inputs["checkpoint"])  # safetensors carries no checksum: a flipped bit would load
         objective = load(inputs["checkpoint"].root, init=config.init)
         modules(objective).to(device)
-        return objective.encoder()
+        return objective.encoder(), device
     from avrl import encoders
 
     path = Path(config.weights_path) if config.weights_path else None
-    encoder = encoders.load(config.encoder, init=config.init, weights=path)
-    return encoder.to(device) if hasattr(encoder, "to") else encoder
+    init = "pretrained" if config.init == "none" else config.init  # a floor is what it is
+    encoder = encoders.load(config.encoder, init=init, weights=path)
+    return (encoder.to(device) if hasattr(encoder, "to") else encoder), device
 
 
 def _build_features(config: FeaturesConfig, inputs: Inputs, out: Path) -> Built:
-    import torch
-
     from avrl.features import extract
 
-    device = "cuda" if config.device == "auto" and torch.cuda.is_available() else "cpu"
-    encoder = _encoder(config, inputs, device)
+    encoder, device = _encoder(config, inputs)
     facts = extract(encoder, inputs["frames"].root, out, gap=config.gap, batch_size=config.batch_size, device=device)
     return Built({**facts, "encoder": config.encoder, "init": config.init, "device": device})
 
@@ -106,23 +141,31 @@ def _build_labels(config: LabelsConfig, inputs: Inputs, out: Path) -> Built:
 
 def _build_scores(config: ScoresConfig, inputs: Inputs, out: Path) -> Built:
     from avrl.artifact import verify
-    from avrl.probing import Task, Who, score
+    from avrl.probes import Given, Task, Who
 
     for role in ("labels", "features"):
         if role in inputs:
             verify(inputs[role])
-    features = inputs.get("features")
+    kind, roots = KINDS[config.probe], {role: one.root for role, one in inputs.items()}
     task = Task(
+        probe=config.probe,
         gap=config.gap,
         target=config.target,
         readouts=config.readout,
         seed=config.seed,
         resamples=config.resamples,
-        data_digests=(inputs["labels"].digest, inputs["frames"].digest),
+        data_digests=tuple(inputs[role].digest for role in ("labels", "frames") if role in inputs),
     )
-    who = Who(config.encoder, config.checkpoint, config.init)
-    roots = inputs["labels"].root, inputs["frames"].root, features.root if features else None
-    return Built(score(out, who, task, *roots))
+    licence = inputs["features"].manifest.facts.get("licence", "") if "features" in inputs else ""
+    given = Given(
+        roots["frames"],
+        roots.get("labels"),
+        roots.get("features"),
+        _encoder(config, inputs)[0] if kind.dense and config.encoder not in UNSEEING else None,
+        config.batch_size,
+    )
+    module = importlib.import_module(kind.module)
+    return Built(module.score(out, Who(config.encoder, config.checkpoint, config.init, licence), task, given))
 
 
 def _name(config: FeaturesConfig | ScoresConfig) -> str:
@@ -133,7 +176,13 @@ def _name(config: FeaturesConfig | ScoresConfig) -> str:
 
 FEATURES = Stage("features", 1, FeaturesConfig, lambda config, inputs: _name(config), _build_features)
 LABELS = Stage("labels", 2, LabelsConfig, lambda config, inputs: inputs["raw"].ref.rsplit("-", 1)[0], _build_labels)
-SCORES = Stage("scores", 2, ScoresConfig, lambda config, inputs: f"{_name(config)}-{config.target}", _build_scores)
+SCORES = Stage(
+    "scores",
+    3,
+    ScoresConfig,
+    lambda config, inputs: "-".join(filter(None, (config.probe, _name(config), config.target))),
+    _build_scores,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,33 +228,45 @@ class Entry:
         Raises:
             MissingError: its weights are not at hand.
         """
-        if self.name in FLOORS:
+        if self.name in UNSEEING:
             return None
         paired = self.checkpoint is not None or self.name in PAIRED
-        digest = ""
-        if self.checkpoint is None and self.init != "random":
-            from avrl.encoders.weights import identity
-
-            digest = identity(self.name, self.init, Path(self.weights) if self.weights else None)
         return FeaturesConfig(
             encoder=self.name,
             init="random" if self.init == "random" else "trained" if self.checkpoint else "pretrained",
             gap=gap if paired else 0,
-            weights=digest,
+            weights=self.identity(),
             weights_path="" if self.init == "random" else self.weights,
             batch_size=config.batch_size,
             device=config.device,
         )
 
-    def scores(self, config: ProbeConfig, gap: int) -> ScoresConfig:
+    def identity(self) -> str:
+        """SHA-256 of the weights file of an outside encoder; empty for others.
+
+        Raises:
+            MissingError: the weights are not at hand.
+        """
+        if self.checkpoint or self.init == "random" or self.name in UNSEEING:
+            return ""
+        from avrl.encoders.weights import identity
+
+        return identity(self.name, self.init, Path(self.weights) if self.weights else None)
+
+    def scores(self, config: ProbeConfig, probe: str, gap: int) -> ScoresConfig:
         """The scores stage's request."""
-        return ScoresConfig(
+        kind = KINDS[probe]
+        asked = ScoresConfig(
+            probe=probe,
             encoder=self.name,
             init=self.init,
             checkpoint=self.checkpoint.ref if self.checkpoint else "",
             gap=gap,
-            target=config.target,
+            target=config.target if kind.labelled else "",
             readout=config.readout,
             seed=config.seed,
             resamples=config.resamples,
+            device=config.device,
+            batch_size=config.batch_size,
         )
+        return replace(asked, weights=self.identity(), weights_path=self.weights) if kind.dense else asked

@@ -82,7 +82,8 @@ class Judge:
 
     def __init__(self, probe: Path, table: Path) -> None:
         store = Resident(probe)
-        rows, y_NK, self.state_NK = labels.pairs(pl.read_parquet(table), 1, "reached")
+        target = labels.pairs(pl.read_parquet(table), 1, "reached")
+        rows, y_NK, self.state_NK = target.rows, target.y_NK, target.state_NS
         take = (rows["frame_index"] % EVERY == 1).to_numpy()
         rows, self.y_NK, self.state_NK = rows.filter(take), y_NK[take, :3], self.state_NK[take]
         first = dict(store.episodes.select("episode_index", "dataset_from_index").iter_rows())
@@ -121,9 +122,8 @@ class Judge:
             validate = np.isin(self.episode_N, chosen) & ~test
             fit, aside, train = (torch.from_numpy(mask) for mask in (~test & ~validate, validate, ~test))
             alpha = choose_alpha(z[fit], y[fit], z[aside], y[aside])
-            path = RidgePath(z[train], y[train])
-            predicted = path.predict(z[torch.from_numpy(test)], path.weights(alpha))
-            squared[test] = (predicted.numpy() - self.y_NK[test]) ** 2
+            fit_all = RidgePath(z[train], y[train]).fit(alpha)
+            squared[test] = (fit_all.predict(z[torch.from_numpy(test)]).numpy() - self.y_NK[test]) ** 2
         return squared
 
     def table(self, features: dict[tuple[str, str], np.ndarray]) -> pl.DataFrame:

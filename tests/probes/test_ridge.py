@@ -3,8 +3,7 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge as Reference
 
-from avrl.probes.ridge import Ridge
-from avrl.ridge import ALPHAS, choose_alpha, standardise
+from avrl.ridge import ALPHAS, Path, choose_alpha, standardise
 
 
 def data(n=200, d=20, k=3, noise=0.1, seed=0):
@@ -20,7 +19,7 @@ def test_equals_scikit_learn(d, alpha):
     z, y = data(d=d)
     x = (z - z.mean(0)) / z.std(0, unbiased=False)
     reference = Reference(alpha=alpha * len(x), solver="cholesky").fit(x.numpy(), y.numpy())
-    ours = Ridge(alpha).fit(z, y).predict(z)
+    ours = Path(z, y).fit(alpha).predict(z)
     np.testing.assert_allclose(ours.numpy(), reference.predict(x.numpy()), rtol=1e-6, atol=1e-6)
 
 
@@ -30,23 +29,23 @@ def test_recovers_a_planted_map_and_finds_nothing_in_shuffled_targets():
     shuffled = y[torch.randperm(600, generator=torch.Generator().manual_seed(1))]
     for target, low, high in ((y, 0.99, 1.0), (shuffled, -0.1, 0.1)):
         alpha = choose_alpha(z[fit], target[fit], z[valid], target[valid])
-        error = (Ridge(alpha).fit(z[fit], target[fit]).predict(z[test]) - target[test]).square().sum(0)
+        error = (Path(z[fit], target[fit]).fit(alpha).predict(z[test]) - target[test]).square().sum(0)
         r2 = 1 - error / (target[test] - target[test].mean(0)).square().sum(0)
         assert ((low <= r2) & (r2 <= high)).all()
 
 
 def test_scaling_all_features_or_moving_them_changes_nothing():
     z, y = data()
-    plain = Ridge(1e-2).fit(z, y).predict(z)
-    torch.testing.assert_close(Ridge(1e-2).fit(1e4 * z + 7, y).predict(1e4 * z + 7), plain, rtol=1e-6, atol=1e-8)
+    plain = Path(z, y).fit(1e-2).predict(z)
+    torch.testing.assert_close(Path(1e4 * z + 7, y).fit(1e-2).predict(1e4 * z + 7), plain, rtol=1e-6, atol=1e-8)
 
 
 def test_each_target_has_its_own_alpha_and_does_not_disturb_the_others():
     z, y = data(d=50)
     alpha = torch.tensor([1e-3, 1e-1, 10.0])
-    together = Ridge(alpha).fit(z, y).predict(z)
+    together = Path(z, y).fit(alpha).predict(z)
     for k in range(3):
-        alone = Ridge(float(alpha[k])).fit(z, y[:, k : k + 1]).predict(z)
+        alone = Path(z, y[:, k : k + 1]).fit(float(alpha[k])).predict(z)
         torch.testing.assert_close(together[:, k : k + 1], alone)
 
 
@@ -55,7 +54,7 @@ def test_a_constant_column_is_left_out_and_a_nearly_constant_one_is_not_blown_up
     quiet = torch.full((200, 2), 3.0, dtype=torch.float64)
     quiet[0, 1] += 1e-7
     wide = torch.cat([z, quiet], 1)
-    model = Ridge(1e-6).fit(wide, y)
+    model = Path(wide, y).fit(1e-6)
     moved = wide.clone()
     moved[:, 20:] += 0.01  # a test episode in which the quiet columns move
     torch.testing.assert_close(model.predict(moved), model.predict(wide), atol=0.05, rtol=0)
@@ -64,11 +63,11 @@ def test_a_constant_column_is_left_out_and_a_nearly_constant_one_is_not_blown_up
 
 def test_a_constant_target_is_predicted_as_it_is():
     z, _ = data()
-    predicted = Ridge(1e-2).fit(z, torch.full((200, 1), 4.0)).predict(z)
+    predicted = Path(z, torch.full((200, 1), 4.0)).fit(1e-2).predict(z)
     torch.testing.assert_close(predicted, torch.full((200, 1), 4.0, dtype=torch.float64))
 
 
 def test_alpha_grid_covers_no_to_full_shrinkage():
     z, y = data()
-    assert (Ridge(ALPHAS[0]).fit(z, y).predict(z) - y).square().mean() < 0.02
-    assert (Ridge(ALPHAS[-1]).fit(z, y).predict(z) - y.mean(0)).square().mean() < 0.05 * y.var()
+    assert (Path(z, y).fit(ALPHAS[0]).predict(z) - y).square().mean() < 0.02
+    assert (Path(z, y).fit(ALPHAS[-1]).predict(z) - y.mean(0)).square().mean() < 0.05 * y.var()

@@ -115,8 +115,10 @@ def test_the_same_trajectories_give_the_same_labels_in_every_form(tmp_path, thos
     assert [(one.task, one.language, one.fps) for one in episodes] == [(g.task, g.language, g.fps) for g in given]
     for gap in (1, 3):
         for target in labels.TARGETS:
-            for a, b in zip(labels.pairs(found, gap, target), labels.pairs(want, gap, target), strict=True):
-                assert np.array_equal(np.asarray(a), np.asarray(b))
+            a, b = labels.pairs(found, gap, target), labels.pairs(want, gap, target)
+            assert a.rows.equals(b.rows)
+            for array in ("y_NK", "state_NS", "motion_NS"):
+                assert np.array_equal(getattr(a, array), getattr(b, array))
     for one, other in zip(episodes, given, strict=True):
         mine = list(bridge.frames(tmp_path / "raw", one, View(48), tmp_path)[1])
         theirs = list(bridge.frames(raw, other, View(48), tmp_path)[1])
@@ -134,15 +136,15 @@ def test_rules_that_were_applied_upstream_are_not_applied_again(tmp_path, those,
     _, episodes, found = opened(bridge, copy, tmp_path)
     assert found[labels.RELABELLED].all()
     assert [one.length for one in episodes] == [len(t.state) - 2 for t in those]
-    want, y, at_t = labels.pairs(published[2], 2, "reached")
-    got, mine, mine_at_t = labels.pairs(found, 2, "reached")
+    theirs, ours = labels.pairs(published[2], 2, "reached"), labels.pairs(found, 2, "reached")
+    want, got = theirs.rows, ours.rows
     # Its frame 0 is frame 1 of the published form; the last pair of each trajectory went with the last step.
     last = want.with_columns(last=pl.col("frame_index").max().over("episode_index"))
     kept = (last["frame_index"] < last["last"]).to_numpy()
     assert got["frame_index"].to_list() == (want["frame_index"] - 1).to_numpy()[kept].tolist()
     assert got["frame_index"][0] == 0
-    assert np.array_equal(mine, y[kept])
-    assert np.array_equal(mine_at_t, at_t[kept])
+    assert np.array_equal(ours.y_NK, theirs.y_NK[kept])
+    assert np.array_equal(ours.state_NS, theirs.state_NS[kept])
     with pytest.raises(ConfigError, match="relabelled as the motion that happened"):
         labels.pairs(found, 1, "commanded")
 
@@ -176,7 +178,7 @@ def test_labels_follow_the_stride_of_the_store(tmp_path, those, name):
         gripper = labels.binarised(t.action[:, 6])
         ends = [min(2 * k + 1, len(gripper) - 1) for k in range(one.length)]
         assert mine[:, 15].to_list() == gripper[ends].tolist()
-    _, y, _ = labels.pairs(found, 1, "commanded")
+    y = labels.pairs(found, 1, "commanded").y_NK
     first = those[0].action[2:4, :6].astype(np.float64).sum(0)  # pairs begin at frame 1 of the store: step 2
     np.testing.assert_allclose(y[0, :6], first, rtol=1e-5, atol=1e-7)
 

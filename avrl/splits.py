@@ -1,0 +1,130 @@
+"""Which episodes fit a probe, which choose its strength, which test it. One rule for all probes and encoders.
+
+A row is a pair or a frame; it goes where its episode goes. Test episodes are those that the source does not call
+``train``. A source that publishes none has a fifth of the episodes of each task held out, the same ones for every seed.
+
+Legend: N rows, E episodes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import polars as pl
+
+VALIDATION_SHARE = 0.2  # of the training episodes
+HELD_OUT = 5  # one in so many episodes of a task, where the source holds out none
+FOLDS = 5  # of tasks
+FEW = {"1%": 0.01, "10%": 0.1}  # of the training episodes
+FEWEST = 5  # episodes that a probe can be fitted on: one in five chooses its strength
+ALL, SEEN, UNSEEN = "all", "seen tasks", "unseen tasks"
+
+
+@dataclass(frozen=True)
+class Split:
+    """Masks over rows. ``fit`` and ``validate`` part the training rows.
+
+    Attributes:
+        fit_N: Fitted on.
+        validate_N: Chooses the strength.
+        test_N: Looked at once.
+        seen_N: The task of its episode is one of training.
+        episode_N: ``episode_index``.
+    """
+
+    fit_N: np.ndarray
+    validate_N: np.ndarray
+    test_N: np.ndarray
+    seen_N: np.ndarray
+    episode_N: np.ndarray
+
+    @property
+    def train_N(self) -> np.ndarray:  # noqa: N802
+        """Fitted on in the end."""
+        return np.asarray(self.fit_N | self.validate_N)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A smaller training set, and the test rows that what is fitted on it predicts. Masks over all rows."""
+
+    train: str
+    fit_N: np.ndarray
+    validate_N: np.ndarray
+    test_N: np.ndarray
+
+
+def is_test(episodes: pl.DataFrame) -> np.ndarray:
+    """Which episodes (E,) test: those that are published so, else a fifth of each task (at least one of two)."""
+    published = (episodes["split"] != "train").to_numpy()
+    if published.any():
+        return np.asarray(published)
+    tasks, chosen = episodes["task"].to_numpy(), np.zeros(len(episodes), bool)
+    rng = np.random.default_rng(0)
+    for task in sorted(set(tasks)):
+        of_task = rng.permutation(np.flatnonzero(tasks == task))
+        chosen[of_task[: max(len(of_task) // HELD_OUT, int(len(of_task) > 1))]] = True
+    return chosen
+
+
+def split(rows: pl.DataFrame, episodes: pl.DataFrame, seed: int) -> Split:
+    """Rows (column ``episode_index``) by episode; a fifth of the training episodes chooses the strength."""
+    index, test = episodes["episode_index"].to_numpy(), is_test(episodes)
+    tasks = episodes["task"].to_numpy()
+    known = set(tasks[~test])
+    chosen = _share(np.sort(index[~test]), VALIDATION_SHARE, seed)
+    episode_N = rows["episode_index"].to_numpy()
+    in_train, validate = np.isin(episode_N, index[~test]), np.isin(episode_N, chosen)
+    seen = np.isin(episode_N, index[[task in known for task in tasks]])
+    return Split(in_train & ~validate, validate, ~in_train, seen, episode_N)
+
+
+def few(parts: Split, seed: int) -> Iterator[Part]:
+    """Each share of the training episodes that is enough to fit on, the smaller within the larger."""
+    order = np.random.default_rng([seed, 1]).permutation(np.unique(parts.episode_N[parts.train_N]))
+    for name, share in FEW.items():
+        kept = order[: round(share * len(order))]
+        if len(kept) >= FEWEST:
+            validate = np.isin(parts.episode_N, _share(np.sort(kept), VALIDATION_SHARE, seed))
+            yield Part(name, np.isin(parts.episode_N, kept) & ~validate, validate, parts.test_N)
+
+
+def folds(parts: Split, episodes: pl.DataFrame, seed: int) -> list[tuple[Part, Part]]:
+    """What a task costs that was never seen: tasks are left out of training in turn, each as often.
+
+    Each pair predicts the same test rows, those of the tasks left out: the first from other tasks, the second from as
+    many episodes, left out at random instead. Their difference is the cost of the task being new and nothing else.
+    Empty where training has fewer than two tasks.
+    """
+    index, tasks = episodes["episode_index"].to_numpy(), episodes["task"].to_numpy()
+    trained = np.unique(parts.episode_N[parts.train_N])
+    task_of = dict(zip(index, tasks, strict=True))
+    names = sorted({task_of[one] for one in trained})
+    if len(names) < 2:
+        return []
+    rng = np.random.default_rng([seed, 2])
+    groups = np.array_split(rng.permutation(np.array(names, dtype=object)), min(FOLDS, len(names)))
+    shuffled, at, found = rng.permutation(trained), 0, []
+    for group in groups:
+        of_group = np.isin(parts.episode_N, index[[task in set(group) for task in tasks]])
+        gone = len(np.unique(parts.episode_N[of_group & parts.train_N]))
+        random = np.isin(parts.episode_N, shuffled[at : at + gone])
+        at += gone
+        pair = [
+            Part(name, parts.fit_N & ~left_out, parts.validate_N & ~left_out, parts.test_N & of_group)
+            for name, left_out in ((UNSEEN, of_group), (SEEN, random))
+        ]
+        if all(one.fit_N.any() and one.validate_N.any() for one in pair) and pair[0].test_N.any():
+            found.append((pair[0], pair[1]))
+    return found
+
+
+def _share(episodes: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """At least one of these episodes, drawn."""
+    return np.random.default_rng(seed).permutation(episodes)[: max(1, round(share * len(episodes)))]
