@@ -7,7 +7,9 @@ the same episodes can be compared long afterwards on the *same* draws (a paired 
 Shapes: E episodes, K target dimensions, R resamples. Everything is float64.
 
 Source: percentile bootstrap, Efron & Tibshirani 1993, "An Introduction to the Bootstrap", ch. 13, with the
-episode as the unit that is drawn.
+episode as the unit that is drawn; its ends moved out as far as Student's t is wider than the normal and a spread over n
+larger than one over n - 1: the expanded percentile interval of Hesterberg 2015, "What Teachers Should Know about the
+Bootstrap", 5.3. Without that, 15 episodes gave intervals that held the truth in 89% of simulations, not 95%.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from scipy.special import ndtr, stdtrit
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -84,7 +87,7 @@ def r2_interval(sums: Sums, weights_RE: NDArray[np.float64], *, mean: bool = Fal
 
     A mean over dimensions of which one is constant is undefined: leave that column out and say so.
     """
-    return interval(_pool(r2(*sums), mean), _pool(r2(*sums, weights_RE), mean), level)
+    return interval(_pool(r2(*sums), mean), _pool(r2(*sums, weights_RE), mean), len(sums.n), level)
 
 
 def difference(
@@ -101,11 +104,12 @@ def difference(
     if not np.array_equal(one.n, other.n):
         raise ValueError("paired difference of scores on different samples")
     point = _pool(r2(*one), mean) - _pool(r2(*other), mean)
-    return interval(point, _pool(r2(*one, weights_RE), mean) - _pool(r2(*other, weights_RE), mean), level)
+    drawn = _pool(r2(*one, weights_RE), mean) - _pool(r2(*other, weights_RE), mean)
+    return interval(point, drawn, len(one.n), level)
 
 
-def interval(value: NDArray[np.float64], drawn: NDArray[np.float64], level: float = LEVEL) -> Interval:
-    """Percentile interval of any statistic: `value` (...,), `drawn` (R, ...) the same for each resample.
+def interval(value: NDArray[np.float64], drawn: NDArray[np.float64], n_episodes: int, level: float = LEVEL) -> Interval:
+    """Expanded percentile interval of any statistic: `value` (...,), `drawn` (R, ...) the same for each resample.
 
     Resamples in which the statistic is undefined are left out; where they are most, so is the interval.
     """
@@ -114,8 +118,16 @@ def interval(value: NDArray[np.float64], drawn: NDArray[np.float64], level: floa
     usable = np.isfinite(value) & (known.mean(axis=0) >= DEFINED)
     filled = np.where(known | ~usable, drawn, np.nan)
     filled = np.where(usable, filled, 0.0)  # nanquantile warns of columns that are all NaN
-    low, high = np.nanquantile(filled, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    low, high = np.nanquantile(filled, ends(n_episodes, level), axis=0)
     return Interval(value, np.where(usable, low, np.nan), np.where(usable, high, np.nan))
+
+
+def ends(n_episodes: int, level: float = LEVEL) -> tuple[float, float]:
+    """Quantiles of the resamples between which the interval lies; all of them for a single episode."""
+    if n_episodes < 2:
+        return 0.0, 1.0
+    reach = np.sqrt(n_episodes / (n_episodes - 1)) * stdtrit(n_episodes - 1, (1 + level) / 2)
+    return float(ndtr(-reach)), float(ndtr(reach))
 
 
 def _pool(score: NDArray[np.float64], mean: bool) -> NDArray[np.float64]:

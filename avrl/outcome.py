@@ -89,7 +89,11 @@ class Test:
                 note = "" if k in moving else "constant target"
                 yield {**row, "metric": "r2", **numbers(each, k), "note": note}
                 metric = "accuracy" if self.names[k] in self.binary else "bin-accuracy"
-                yield {**row, "metric": metric, **numbers(intervals.interval(right_RK[0, k], right_RK[1:, k]))}
+                yield {
+                    **row,
+                    "metric": metric,
+                    **numbers(intervals.interval(right_RK[0, k], right_RK[1:, k], len(sums.n))),
+                }
                 if self.names[k] in self.binary:
                     yield {**row, **self._auc(chosen, k)}
             if len(at) > 1 and moving:
@@ -99,7 +103,7 @@ class Test:
                 yield {**row, "metric": "r2", **numbers(intervals.r2_interval(part, drawn, mean=True))}
                 yield {**row, "metric": "nmse", **numbers(_nmse(part, drawn)), "note": ""}
                 mean_R = right_RK[:, at].mean(1)
-                found = intervals.interval(mean_R[0], mean_R[1:])
+                found = intervals.interval(mean_R[0], mean_R[1:], len(sums.n))
                 yield {**row, "metric": "bin-accuracy", **numbers(found), "note": ""}
 
     def _auc(self, chosen: np.ndarray, k: int) -> dict[str, Any]:
@@ -108,7 +112,7 @@ class Test:
         weights = np.concatenate([np.ones((1, here.sum())), self.weights[:, self.of[here]]])
         curve = auc(self.predicted[here, k], self.y[here, k], weights)
         note = "" if np.isfinite(curve[0]) else "one class only"
-        return {"metric": "auc", **numbers(intervals.interval(curve[0], curve[1:])), "note": note}
+        return {"metric": "auc", **numbers(intervals.interval(curve[0], curve[1:], int(chosen.sum()))), "note": note}
 
     def minus(self, other: Test, group: str) -> dict[str, Any]:
         """R2 of a group here minus that of another prediction of the same pairs, on the same draws."""
@@ -163,7 +167,7 @@ def _nmse(sums: intervals.Sums, weights_RE: np.ndarray) -> intervals.Interval:
     every = np.concatenate([np.ones((1, len(sums.n))), weights_RE])
     spread_RK = every @ sums.sum_yy - (every @ sums.sum_y) ** 2 / np.maximum(every @ sums.n, 1)[:, None]
     value_R = (every @ sums.sse).sum(1) / np.maximum(spread_RK.sum(1), 1e-300)
-    return intervals.interval(value_R[0], value_R[1:])
+    return intervals.interval(value_R[0], value_R[1:], len(sums.n))
 
 
 def _columns(sums: intervals.Sums, at: list[int]) -> intervals.Sums:

@@ -3,7 +3,7 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge as Reference
 
-from avrl.ridge import ALPHAS, Path, choose_alpha, standardise
+from avrl.ridge import ALPHAS, Moments, Path, choose_alpha, choose_alpha_of, solve, standardise, total
 
 
 def data(n=200, d=20, k=3, noise=0.1, seed=0):
@@ -71,3 +71,57 @@ def test_alpha_grid_covers_no_to_full_shrinkage():
     z, y = data()
     assert (Path(z, y).fit(ALPHAS[0]).predict(z) - y).square().mean() < 0.02
     assert (Path(z, y).fit(ALPHAS[-1]).predict(z) - y.mean(0)).square().mean() < 0.05 * y.var()
+
+
+# From sums over rows, which need not be in memory.
+
+
+def moments(z, y, pieces=3):
+    """Taken in piece by piece, about an origin that is only near the mean."""
+    found = Moments(z[:7].mean(0), y.shape[1])
+    for a, b in zip(z.chunk(pieces), y.chunk(pieces), strict=True):
+        found.add(a, b)
+    return found
+
+
+@pytest.mark.parametrize("alpha", [1e-4, 1e-2, 1.0])
+def test_sums_give_scikit_learns_solution(alpha):
+    z, y = data()
+    x = (z - z.mean(0)) / z.std(0, unbiased=False)
+    reference = Reference(alpha=alpha * len(x), solver="cholesky").fit(x.numpy(), y.numpy()).predict(x.numpy())
+    each = torch.full((3,), alpha, dtype=torch.float64)
+    for fit in (Path.of(moments(z, y)).fit(alpha), solve(moments(z, y), each)):
+        np.testing.assert_allclose(fit.predict(z).numpy(), reference, rtol=1e-6, atol=1e-6)
+
+
+def test_sums_survive_columns_far_from_zero_and_of_any_size():
+    z, y = data()
+    far = z * torch.logspace(-2, 2, 20, dtype=torch.float64) / 10 + 1e4
+    scale = 1 / (far - far.mean(0)).std(0, unbiased=False)
+    same = Path(far * scale, y).fit(1e-2).predict(far * scale)  # the cap on magnifying is not what is tested here
+    centred = (far - far.mean(0)) * scale
+    torch.testing.assert_close(solve(moments(centred, y), torch.full((3,), 1e-2)).predict(centred), same)
+    plain = solve(moments(z, y), torch.full((3,), 1e-2)).predict(z)
+    moved = solve(moments(1e4 * z + 1e6, y), torch.full((3,), 1e-2)).predict(1e4 * z + 1e6)
+    torch.testing.assert_close(moved, plain, rtol=1e-6, atol=1e-7)
+    small = solve(moments(z, 1e-3 * y), torch.full((3,), 1e-2)).predict(z)
+    torch.testing.assert_close(1e3 * small, plain, rtol=1e-9, atol=1e-9)
+
+
+def test_the_error_on_other_rows_follows_from_their_sums():
+    z, y = data(n=300)
+    fit = Path(z[:200], y[:200]).fit(0.1)
+    other = Moments(z[:50].mean(0) + 3, 3).add(z[200:], y[200:])  # about an origin of its own
+    direct = (fit.predict(z[200:]) - y[200:]).square().mean(0)
+    torch.testing.assert_close(fit.errors(other), direct, rtol=1e-9, atol=1e-12)
+    rows = choose_alpha(z[:200], y[:200], z[200:], y[200:])
+    assert torch.equal(choose_alpha_of(moments(z[:200], y[:200]), other), rows)
+
+
+def test_sums_add_up():
+    z, y = data(n=300)
+    origin = z[:9].mean(0)
+    parts = [Moments(origin, 3).add(z[a:b], y[a:b]) for a, b in ((0, 100), (100, 130), (130, 300))]
+    each = torch.tensor([1e-3, 1e-1, 10.0])
+    apart, whole = solve(total(parts), each), solve(Moments(origin, 3).add(z, y), each)
+    torch.testing.assert_close(apart.predict(z), whole.predict(z), rtol=1e-10, atol=1e-10)
