@@ -66,8 +66,11 @@ class Test:
         is_binary = np.array([name in self.binary for name in self.names])
         self.right = by_episode(np.where(is_binary, halves, same))
 
-    def rows(self, alpha_K: np.ndarray, train: str, *, apart: bool = False) -> Iterator[dict[str, Any]]:
-        """Scores on all test episodes and, if `apart`, on those of seen tasks and on those of unseen tasks."""
+    def rows(self, alpha_K: np.ndarray | None, train: str, *, apart: bool = False) -> Iterator[dict[str, Any]]:
+        """Scores on all test episodes and, if `apart`, on those of seen tasks and on those of unseen tasks.
+
+        `alpha_K` is the strength of the ridge for each dimension, None for another solver.
+        """
         every = np.ones(len(self.episodes), bool)
         splits = {WHOLE: every, "val-seen": self.seen, "val-unseen": ~self.seen} if apart else {WHOLE: every}
         for name, chosen in splits.items():
@@ -75,17 +78,18 @@ class Test:
                 shared = {"train": train, "split": name, **self._counts(chosen), "note": "", "alpha": None}
                 yield from ({**shared, **row} for row in self._numbers(chosen, alpha_K))
 
-    def _numbers(self, chosen: np.ndarray, alpha_K: np.ndarray) -> Iterator[dict[str, Any]]:
+    def _numbers(self, chosen: np.ndarray, alpha_K: np.ndarray | None) -> Iterator[dict[str, Any]]:
         sums = intervals.Sums(*(values[chosen] for values in self.stats))
         drawn = self.weights[:, chosen]
         each = intervals.r2_interval(sums, drawn)
         right_RK = np.concatenate([np.ones((1, len(drawn[0]))), drawn]) @ self.right[chosen]
         right_RK /= np.maximum(np.concatenate([[sums.n.sum()], drawn @ sums.n]), 1)[:, None]
+        strength = [None] * len(self.names) if alpha_K is None else alpha_K.tolist()
         for group, dimensions in self.groups.items():
             at = [self.names.index(one) for one in dimensions]
             moving = [k for k in at if np.isfinite(each.value[k])]
             for k in at:
-                row = {"group": group, "dimension": self.names[k], "alpha": float(alpha_K[k])}
+                row = {"group": group, "dimension": self.names[k], "alpha": strength[k]}
                 note = "" if k in moving else "constant target"
                 yield {**row, "metric": "r2", **numbers(each, k), "note": note}
                 metric = "accuracy" if self.names[k] in self.binary else "bin-accuracy"

@@ -21,6 +21,7 @@ import torch
 from avrl import labels, splits
 from avrl.errors import ConfigError
 from avrl.outcome import RANK_ROWS, WHOLE, Test, effective_rank
+from avrl.probes import attentive
 from avrl.probes.ridge import fits
 from avrl.splits import ALL, SEEN, UNSEEN
 
@@ -39,7 +40,6 @@ log = logging.getLogger(__name__)
 
 LARGEST = 8192  # dimensions of a readout; beyond, and with more pairs than that, an eigendecomposition takes hours
 PROTOCOL = 3  # bump when numbers of the same samples would change
-SOLVER = "ridge"
 
 
 @dataclass(frozen=True)
@@ -91,16 +91,14 @@ def score(out: File, who: Who, task: Task, given: Given) -> dict[str, Any]:
         "gap": task.gap,
         "gap_s": task.gap / float(episodes["fps"][0]),
         "target": task.target,
-        "solver": SOLVER,
+        "solver": task.solver,
         "fingerprint": fingerprint(target.rows, parts, task),
     }
     scores: list[dict[str, Any]] = []
     sums: list[pl.DataFrame] = []
-    for vectors in _inputs(who.encoder, target, given.features, task):
-        named = {**shared, "readout": vectors.readout, "pairing": vectors.pairing, "dims": vectors.dims}
-        rows, whole = _judge(vectors, target, parts, episodes, task)
-        scores += [{**named, **row} for row in rows]
-        sums.append(whole.sums(named))
+    for named, rows, whole in _judged(who, task, given, target, parts, episodes):
+        scores += [{**shared, **named, **row} for row in rows]
+        sums.append(whole.sums({**shared, **named}))
     if not scores:
         raise ConfigError(f"{who.encoder} has none of the readouts asked for", "leave out --readout")
     pl.DataFrame(scores, infer_schema_length=None).write_parquet(out / "scores.parquet")
@@ -114,7 +112,8 @@ def fingerprint(rows: pl.DataFrame, parts: Split, task: Task) -> str:
     samples = hashlib.sha256(rows.to_numpy().tobytes())
     for mask in (parts.fit_N, parts.validate_N, parts.test_N):
         samples.update(mask.tobytes())
-    asked = [PROTOCOL, task.probe, task.data_digests, samples.hexdigest(), task.gap, task.target, task.seed, SOLVER]
+    asked = [PROTOCOL, task.probe, task.data_digests, samples.hexdigest(), task.gap, task.target, task.seed]
+    asked += [task.solver, task.samples]
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:12]
 
 
@@ -139,6 +138,22 @@ def _inputs(encoder: str, target: Target, features_root: File | None, task: Task
             # A pixel difference is antisymmetric as it stands.
             if pairing == "pair" or readout != "difference" or not facts["paired"]:
                 yield features.Vectors(features_root, readout, pairing, first_N, task.gap)
+
+
+def _judged(
+    who: Who, task: Task, given: Given, target: Target, parts: Split, episodes: pl.DataFrame
+) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]], Test]]:
+    """What names a readout, all its rows, and the test of what was trained on everything."""
+    if task.solver == "attentive":
+        predicted_MK, rate, dims = attentive.predict(given, target, parts, task)
+        size = (int(parts.fit_N.sum()), len(np.unique(parts.episode_N[parts.fit_N])))
+        test = Tried(predicted_MK, [], [size]).test(target, parts, (task.resamples, task.seed))
+        rows = [{**row, "note": row["note"] or f"rate {rate:g}"} for row in test.rows(None, ALL, apart=True)]
+        yield {"readout": "patches", "pairing": "attentive", "dims": dims}, rows, test
+        return
+    for vectors in _inputs(who.encoder, target, given.features, task):
+        rows, test = _judge(vectors, target, parts, episodes, task)
+        yield {"readout": vectors.readout, "pairing": vectors.pairing, "dims": vectors.dims}, rows, test
 
 
 @dataclass

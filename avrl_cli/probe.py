@@ -9,7 +9,18 @@ import typer
 from avrl.errors import ConfigError, NotFoundError
 from avrl.stages.prep import whole
 from avrl.stages.pretrain import OBJECTIVES, network
-from avrl.stages.probe import FEATURES, KINDS, LABELS, SCORES, Entry, LabelsConfig, ProbeConfig, require_split
+from avrl.stages.probe import (
+    FEATURES,
+    KINDS,
+    LABELS,
+    SCORES,
+    UNSEEING,
+    Entry,
+    LabelsConfig,
+    ProbeConfig,
+    looks,
+    require_split,
+)
 from avrl_cli.options import listed, verb
 from avrl_cli.output import Session
 
@@ -63,8 +74,9 @@ def command(
     for entry in entries:
         entry.identity()  # weights that are missing show before hours of others' features
     labels = _labels(session, store) if kind.labelled else None
+    floors = [one for one in kind.floors if config.solver == "ridge" or one not in UNSEEING]
     for gap in config.gap:
-        for entry in [*(Entry(name, "none") for name in kind.floors), *entries]:
+        for entry in [*(Entry(name, "none") for name in floors), *entries]:
             _score(session, config, entry, (what, gap), store, labels)
 
 
@@ -122,7 +134,8 @@ def _score(
 ) -> None:
     kind, inputs = KINDS[asked[0]], {"frames": store}
     own = {"checkpoint": entry.checkpoint} if entry.checkpoint else {}
-    wanted = None if kind.dense else entry.features(config, asked[1])
+    request = entry.scores(config, *asked)
+    wanted = None if looks(request) else entry.features(config, asked[1])
     if wanted:
         found = session.run(FEATURES, wanted, {"frames": store, **own}, f"{store.manifest.facts['frames']} frames")
         if found:
@@ -131,4 +144,4 @@ def _score(
         session.missing("scores", f"{entry.name} ({entry.init}): its features or labels are to be made first")
         return
     inputs |= {"labels": labels} if labels else {}
-    session.run(SCORES, entry.scores(config, *asked), {**inputs, **(own if kind.dense else {})})
+    session.run(SCORES, request, {**inputs, **(own if looks(request) else {})})

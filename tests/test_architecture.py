@@ -48,7 +48,7 @@ LAYERS = {
         avrl.encoders.timm_image avrl.encoders.weights
         avrl.objectives avrl.objectives.channels avrl.objectives.prediction avrl.objectives.single_stream
         avrl.objectives.two_stream avrl.objectives.videomae avrl.objectives.vit
-        avrl.probes avrl.probes.ridge avrl.ridge avrl.meters avrl.alarms avrl.trackers
+        avrl.probes avrl.probes.attentive avrl.probes.ridge avrl.ridge avrl.meters avrl.alarms avrl.trackers
     """,
     "spine": "avrl avrl.errors avrl.config avrl.artifact avrl.cache avrl.stage avrl.progress",
 }

@@ -38,6 +38,8 @@ class Task:
         readouts: Which to score; empty for all.
         seed: Of the validation episodes, of smaller training sets and of the bootstrap.
         resamples: Of the bootstrap over test episodes.
+        solver: ``ridge`` or ``attentive``.
+        samples: Pairs that the attentive probe sees in training; 0 for the ridge.
         data_digests: Of labels, if it has any, and frames, for the fingerprint: a floor of other pixels is another one.
     """
 
@@ -47,6 +49,8 @@ class Task:
     readouts: tuple[str, ...]
     seed: int
     resamples: int
+    solver: str
+    samples: int
     data_digests: tuple[str, ...]
 
 
@@ -59,6 +63,7 @@ class Given:
         labels: What a robot or a hand did.
         features: Vectors of frames or pairs; None for floors.
         encoder: Frozen, on its device.
+        device: Where the encoder is.
         batch_size: Rows a forward pass.
     """
 
@@ -66,6 +71,7 @@ class Given:
     labels: Path | None = None
     features: Path | None = None
     encoder: Encoder | None = None
+    device: str = "cpu"
     batch_size: int = 64
 
 

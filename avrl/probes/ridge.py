@@ -29,31 +29,32 @@ if TYPE_CHECKING:
 def fits(
     vectors: Inputs, y_NK: np.ndarray, parts: Split, episodes: pl.DataFrame, seed: int
 ) -> Iterator[tuple[Part, Fit, np.ndarray]]:
-    """Every fit of one readout with its alpha (K,): on all of train, on a few, without a fold of tasks.
+    """Every fit of one readout with its alpha (K,): first on all of train, then without a fold of tasks, then on a few.
 
     Test targets are not looked at, and no test row is read. Tasks are left out only where pairs are more than
     dimensions.
     """
     y = torch.from_numpy(y_NK)
     whole = Part(ALL, parts.fit_N, parts.validate_N, parts.test_N)
-    in_rows = [part for part in (whole, *splits.few(parts, seed)) if part.fit_N.sum() <= vectors.dims]
-    for part in in_rows:
-        yield _fit_rows(vectors, y, part)
-    in_sums = [part for part in (whole, *splits.few(parts, seed)) if part.fit_N.sum() > vectors.dims]
-    if not in_sums:
-        return
-    pairs = splits.folds(parts, episodes, seed) if in_sums[0].train == ALL else []
-    new = [one for one, _ in pairs]
-    alphas = {}
-    for part, fitted, validated in _moments(vectors, y, [*in_sums[:1], *new]):
-        alpha_K = alphas[id(part)] = choose_alpha_of(fitted, validated)
-        yield part, solve(fitted.plus(validated), alpha_K), alpha_K.numpy()
-    # The same strength for the same test rows: the two differ in what they were trained on and in nothing else.
-    for (one, _), (part, fitted, validated) in zip(pairs, _moments(vectors, y, [two for _, two in pairs]), strict=True):
-        yield part, solve(fitted.plus(validated), alphas[id(one)]), alphas[id(one)].numpy()
-    for part, fitted, validated in _moments(vectors, y, in_sums[1:]):
-        alpha_K = choose_alpha_of(fitted, validated)
-        yield part, solve(fitted.plus(validated), alpha_K), alpha_K.numpy()
+    if whole.fit_N.sum() > vectors.dims:
+        pairs = splits.folds(parts, episodes, seed)
+        alphas = []
+        for part, fitted, validated in _moments(vectors, y, [whole, *(new for new, _ in pairs)]):
+            alphas.append(choose_alpha_of(fitted, validated))
+            yield part, solve(fitted.plus(validated), alphas[-1]), alphas[-1].numpy()
+        # The same strength for the same test rows: the two differ in what they were trained on and in nothing else.
+        known = _moments(vectors, y, [known for _, known in pairs])
+        for alpha_K, (part, fitted, validated) in zip(alphas[1:], known, strict=True):
+            yield part, solve(fitted.plus(validated), alpha_K), alpha_K.numpy()
+    else:
+        yield _fit_rows(vectors, y, whole)
+    for part in splits.few(parts, seed):
+        if part.fit_N.sum() > vectors.dims:
+            ((_, fitted, validated),) = _moments(vectors, y, [part])
+            alpha_K = choose_alpha_of(fitted, validated)
+            yield part, solve(fitted.plus(validated), alpha_K), alpha_K.numpy()
+        else:
+            yield _fit_rows(vectors, y, part)
 
 
 def _fit_rows(vectors: Inputs, y: torch.Tensor, part: Part) -> tuple[Part, Fit, np.ndarray]:

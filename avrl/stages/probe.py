@@ -75,10 +75,17 @@ class ScoresConfig:
     readout: Annotated[tuple[str, ...], Opt("Readouts; empty for all")]
     seed: Annotated[int, Opt("Of validation episodes and bootstrap")]
     resamples: Annotated[int, Opt("Of the bootstrap")]
+    solver: Annotated[Literal["ridge", "attentive"], Opt("Family of the probe")] = "ridge"
+    samples: Annotated[int, Opt("Pairs an attentive probe sees in training")] = 0
     weights: Annotated[str, Opt("SHA-256 of the weights file")] = ""
     weights_path: Annotated[str, Opt("Weights file", runtime=True)] = ""
     batch_size: Annotated[int, Opt("Rows a forward pass", runtime=True)] = 64
     device: Annotated[Literal["auto", "cpu"], Opt("auto: a GPU if there is one", runtime=True)] = "auto"
+
+
+def looks(config: ScoresConfig) -> bool:
+    """Whether a request encodes patches by itself."""
+    return KINDS[config.probe].dense or config.solver == "attentive"
 
 
 def require_split(store: Artifact, gaps: tuple[int, ...]) -> None:
@@ -154,16 +161,15 @@ def _build_scores(config: ScoresConfig, inputs: Inputs, out: Path) -> Built:
         readouts=config.readout,
         seed=config.seed,
         resamples=config.resamples,
+        solver=config.solver,
+        samples=config.samples,
         data_digests=tuple(inputs[role].digest for role in ("labels", "frames") if role in inputs),
     )
     licence = inputs["features"].manifest.facts.get("licence", "") if "features" in inputs else ""
-    given = Given(
-        roots["frames"],
-        roots.get("labels"),
-        roots.get("features"),
-        _encoder(config, inputs)[0] if kind.dense and config.encoder not in UNSEEING else None,
-        config.batch_size,
-    )
+    given = Given(roots["frames"], roots.get("labels"), roots.get("features"), batch_size=config.batch_size)
+    if looks(config) and config.encoder not in UNSEEING:
+        encoder, device = _encoder(config, inputs)
+        given = replace(given, encoder=encoder, device=device)
     module = importlib.import_module(kind.module)
     return Built(module.score(out, Who(config.encoder, config.checkpoint, config.init, licence), task, given))
 
@@ -180,7 +186,9 @@ SCORES = Stage(
     "scores",
     3,
     ScoresConfig,
-    lambda config, inputs: "-".join(filter(None, (config.probe, _name(config), config.target))),
+    lambda config, inputs: "-".join(
+        filter(None, (config.probe, _name(config), config.target, config.solver.removeprefix("ridge")))
+    ),
     _build_scores,
 )
 
@@ -196,12 +204,18 @@ class ProbeConfig:
     readout: Annotated[tuple[str, ...], Opt("Readouts to score; empty for all")] = ()
     seed: Annotated[int, Opt("Of validation episodes and bootstrap")] = 0
     resamples: Annotated[int, Opt("Of the bootstrap over test episodes")] = 1000
+    solver: Annotated[Literal["ridge", "attentive"], Opt("Closed form on vectors, or one query over all patches")] = (
+        "ridge"
+    )
+    samples: Annotated[int, Opt("Pairs that an attentive probe sees in training")] = 100_000
     batch_size: Annotated[int, Opt("Rows a forward pass", runtime=True)] = 64
     device: Annotated[Literal["auto", "cpu"], Opt("auto: a GPU if there is one", runtime=True)] = "auto"
 
     def __post_init__(self) -> None:
         if not self.gap or min(self.gap) < 1:
             raise ConfigError(f"--gap {','.join(map(str, self.gap))} is not a list of positive numbers of frames")
+        if self.samples < self.batch_size:
+            raise ConfigError(f"--samples {self.samples} is less than one batch of {self.batch_size}")
         if self.resamples < 100 or self.batch_size < 1:
             raise ConfigError("--resamples takes at least 100, --batch-size at least 1")
 
@@ -266,7 +280,9 @@ class Entry:
             readout=config.readout,
             seed=config.seed,
             resamples=config.resamples,
+            solver=config.solver if kind.labelled else "ridge",
+            samples=config.samples if kind.labelled and config.solver == "attentive" else 0,
             device=config.device,
             batch_size=config.batch_size,
         )
-        return replace(asked, weights=self.identity(), weights_path=self.weights) if kind.dense else asked
+        return replace(asked, weights=self.identity(), weights_path=self.weights) if looks(asked) else asked
