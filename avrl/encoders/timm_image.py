@@ -113,11 +113,10 @@ class ImageEncoder(nn.Module):
         if (T, C) != (1, 3) or H != W:
             raise ValueError(f"frames must be (B, 1, H, H, 3), got {tuple(frames_BTHWC.shape)}")
         x_BCHW = frames_BTHWC[:, 0].to(self.mean.device).permute(0, 3, 1, 2).float()
-        if self.image_size != H:
-            size = (self.image_size, self.image_size)
+        for size in ((H, self.image_size), (self.image_size, self.image_size)) if self.image_size != H else ():
             x_BCHW = F.interpolate(x_BCHW, size, mode=self.interpolation, antialias=True)
-            # Bicubic overshoots, and the models were trained on what PIL resized: bytes.
-            x_BCHW = x_BCHW.round_().clamp_(0, 255)
+            # The models were trained on what Pillow resized: along rows, then along columns, whole levels after each.
+            x_BCHW = x_BCHW.add_(0.5).floor_().clamp_(0, 255)
         return x_BCHW.div_(255).sub_(self.mean).div_(self.std)
 
     def _has_tokens(self) -> bool:
@@ -237,7 +236,27 @@ def _translate(network: nn.Module, state: dict[str, Tensor], what: str) -> dict[
     """
     translate = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", lambda state, _: state)
     try:
+        state = _dinov2_positions(network, transformers_layout.to_timm(state))
         with contextlib.redirect_stdout(None):  # DINOv3's prints a line a block for the biases that it leaves out
-            return dict(translate(transformers_layout.to_timm(state), network))
+            return dict(translate(state, network))
     except (KeyError, ValueError, RuntimeError, AttributeError, AssertionError) as error:
         raise IntegrityError(f"the weights do not fit {what}: {error!r}") from error
+
+
+def _dinov2_positions(network: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """DINOv2's position embeddings at the size asked for, as its authors' own network resizes them.
+
+    Bicubic, without antialiasing, scaled by (n + 0.1) / N: `interpolate_pos_encoding` of github.com/facebookresearch/
+    dinov2 at 027a9ac. timm smooths them, which the authors do for the networks with registers alone; those are left
+    to timm.
+    """
+    architecture = network.pretrained_cfg.get("architecture", "")
+    if not architecture.endswith("_dinov2") or "_reg" in architecture or "pos_embed" not in state:
+        return state
+    positions = state["pos_embed"]
+    N, n = math.isqrt(positions.shape[1] - 1), network.patch_embed.grid_size[0]
+    if n == N:
+        return state
+    grid = positions[:, 1:].reshape(1, N, N, -1).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid, scale_factor=(n + 0.1) / N, mode="bicubic")
+    return state | {"pos_embed": torch.cat([positions[:, :1], grid.flatten(2).transpose(1, 2)], 1)}
