@@ -43,12 +43,7 @@ def command(
     if (source == "encoders") != bool(encoder):
         raise ConfigError("encoders and --encoder go together", "type: avrl fetch encoders --encoder dinov2")
     if encoder:
-        from avrl.encoders import weights
-
-        paths = {name: "not looked for" if session.dry_run else str(weights.fetch(name)) for name in encoder}
-        session.document["weights"] = paths
-        for name, path in paths.items():
-            session.tell(f"{name}: {path}")
+        session.document["weights"] = {name: _weights(session, name) for name in encoder}
         return
     if source == "sample" and (config.part or config.origin or config.task or config.episodes):
         raise ConfigError("the sample is one piece and bundled", "type: avrl fetch sample")
@@ -65,3 +60,18 @@ def command(
             sums = {file.path: file.sha256 for file in made.manifest.files}
             hold_to(sums_of(one.locked), sums, one.locked, f"rm -r {made.root} and run the same command")
         session.mirror(made, one.mirror)
+
+
+def _weights(session: Session, name: str) -> dict[str, object]:
+    """Fetch an encoder's weights, or find them; tell their file, licence, size and origin."""
+    from avrl.encoders import known, weights
+
+    told: dict[str, object] = {"licence": known(name).licence}
+    if session.dry_run:
+        session.tell(f"{name}: not looked for")
+        return told
+    path = weights.fetch(name)
+    told |= {"path": str(path), "bytes": path.stat().st_size, "origin": weights.origin(name)}
+    session.say(f"{name}: {told['licence']}; {size(path.stat().st_size)}; {told['origin']}")
+    session.tell(f"{name}: {path}")
+    return told

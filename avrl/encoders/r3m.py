@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from avrl.encoders import timm_image, weights
+from avrl.encoders import name_of, timm_image, weights
 from avrl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,13 +21,7 @@ if TYPE_CHECKING:
 # R3M resizes to 256 px and cuts 224 out of the middle when frames are not 224 px. Ours are cut square
 # already, so they are resized to 224 px whole; at 224 px, the frame store's size, nothing is resampled and
 # the two agree exactly.
-DATA = {
-    "input_size": (3, 224, 224),
-    "mean": (0.485, 0.456, 0.406),
-    "std": (0.229, 0.224, 0.225),
-    "interpolation": "bilinear",
-}
-NAMES = {"resnet50": "r3m", "resnet34": "r3m-34", "resnet18": "r3m-18"}
+DATA = timm_image.IMAGENET | {"input_size": (3, 224, 224), "interpolation": "bilinear"}
 LANGUAGE = ("lang_enc.", "lang_rew.")
 
 
@@ -39,9 +33,9 @@ def load(argument: str, init: str, weights_file: Path | None = None) -> timm_ima
         MissingError: the weights are not at hand.
         IntegrityError: the weights do not fit.
     """
-    if argument not in NAMES:
-        raise ConfigError(f"R3M has no {argument!r}", f"known: {', '.join(NAMES)}")
-    name = NAMES[argument]
+    name = name_of(__name__, argument)
+    if not name:
+        raise ConfigError(f"R3M has no {argument!r}", "known: resnet18, resnet34, resnet50")
     path = weights.find(name, weights_file) if timm_image.is_pretrained(init) else None
     network = timm_image.build(argument)
     if path is not None:

