@@ -75,9 +75,12 @@ def _entries(session: Session, name: str, weights: str) -> list[Entry]:
 
 def _checkpoint(session: Session, name: str) -> Artifact | None:
     """The checkpoint that an encoder's name means; None if it is the name of an outside encoder."""
-    from avrl.encoders import ENCODERS
+    from avrl.encoders import ENCODERS, known
 
-    if name in ENCODERS or name.startswith("timm:"):
+    if name in ENCODERS:
+        known(name)  # refuses what is not public, before anything is looked for
+        return None
+    if name.startswith("timm:"):
         return None
     try:
         return session.store.resolve(
@@ -91,8 +94,8 @@ def _checkpoint(session: Session, name: str) -> Artifact | None:
     except NotFoundError as error:
         if name in OBJECTIVES or error.next_step:
             raise
-        known = ", ".join([*ENCODERS, "timm:NAME", *OBJECTIVES])
-        raise ConfigError(f"no encoder or checkpoint named {name!r}", f"known: {known}") from None
+        names = ", ".join([*ENCODERS, "timm:NAME", *OBJECTIVES])
+        raise ConfigError(f"no encoder or checkpoint named {name!r}", f"known: {names}") from None
 
 
 def _score(

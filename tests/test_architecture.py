@@ -40,12 +40,14 @@ LAYERS = {
         avrl.episodes avrl.frames avrl.plan avrl.packing avrl.workers avrl.labels avrl.pairs avrl.augment avrl.store
         avrl.codec avrl.video avrl.stills avrl.claims avrl.lerobot avrl.pickles
         avrl.http avrl.server avrl.s3 avrl.mirror avrl.zips avrl.remotezip avrl.members avrl.locks avrl.remotestore
-        avrl.addresses
+        avrl.addresses avrl.remotetensors
         avrl.tfrecord avrl.intervals avrl.outcome avrl.torchvision_ops
         avrl.sources avrl.sources.bridge avrl.sources.bridge_lerobot avrl.sources.bridge_raw avrl.sources.bridge_rlds
         avrl.sources.egodex avrl.sources.lerobot
         avrl.encoders avrl.encoders.efficientnet_lite0 avrl.encoders.pixels avrl.encoders.r3m
         avrl.encoders.timm_image avrl.encoders.weights
+        avrl.encoders.openvla avrl.encoders.pi0 avrl.encoders.towers avrl.encoders.video avrl.encoders.videomae_k400
+        avrl.encoders.vjepa2
         avrl.objectives avrl.objectives.channels avrl.objectives.prediction avrl.objectives.single_stream
         avrl.objectives.two_stream avrl.objectives.videomae avrl.objectives.vit
         avrl.probes avrl.probes.ridge avrl.ridge avrl.meters avrl.alarms avrl.trackers

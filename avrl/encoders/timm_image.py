@@ -54,7 +54,7 @@ class ImageEncoder(nn.Module):
         self.eval().requires_grad_(False)
         # What a network gives is seen by looking: timm's `num_features` is not the last map's width for all
         # of them.
-        black = torch.zeros(1, 1, self.image_size, self.image_size, 3, dtype=torch.uint8)
+        black = torch.zeros(1, 1 + self.paired, self.image_size, self.image_size, 3, dtype=torch.uint8)
         self.readouts: Mapping[str, int] = {name: z.shape[1] for name, z in self.encode(black).items()}
 
     @torch.inference_mode()
@@ -91,6 +91,8 @@ class ImageEncoder(nn.Module):
     def prepare(self, frames_BTHWC: Tensor) -> Tensor:
         """uint8 0..255 (B, 1, H, H, 3) -> the network's input, float32 (B, 3, image_size, image_size).
 
+        An encoder of pairs takes (B, 2, H, H, 3) and gives (2 B, ...), the two of a pair one after the other.
+
         timm's evaluation transform enlarges and cuts the border off (`crop_pct`). Not here: the frame store
         has cut the frame already, and a hand or a gripper is often at the border. At the native size no pixel
         is resampled.
@@ -102,9 +104,10 @@ class ImageEncoder(nn.Module):
         if frames_BTHWC.dtype != torch.uint8:
             raise TypeError(f"frames must be uint8 0..255, got {frames_BTHWC.dtype}")
         _, T, H, W, C = frames_BTHWC.shape
-        if (T, C) != (1, 3) or H != W:
-            raise ValueError(f"frames must be (B, 1, H, H, 3), got {tuple(frames_BTHWC.shape)}")
-        x_BCHW = frames_BTHWC[:, 0].to(self.mean.device).permute(0, 3, 1, 2).float()
+        n_frames = 1 + self.paired
+        if n_frames != T or C != 3 or H != W:
+            raise ValueError(f"frames must be (B, {n_frames}, H, H, 3), got {tuple(frames_BTHWC.shape)}")
+        x_BCHW = frames_BTHWC.flatten(0, 1).to(self.mean.device).permute(0, 3, 1, 2).float()
         if self.image_size != H:
             size = (self.image_size, self.image_size)
             x_BCHW = F.interpolate(x_BCHW, size, mode=self.interpolation, antialias=True)
@@ -153,8 +156,8 @@ def load(argument: str, init: str, weights_file: Path | None = None) -> ImageEnc
     return ImageEncoder(network, data_config(network))
 
 
-def build(argument: str) -> Any:
-    """The network without its classifier, with seeded random weights.
+def build(argument: str, **settings: Any) -> Any:
+    """The network without its classifier, with seeded random weights; `settings` are timm's.
 
     Raises:
         ConfigError: timm has no such model.
@@ -167,7 +170,7 @@ def build(argument: str) -> Any:
     vit = timm.models.is_model_in_modules(argument.split(".")[0], families)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return timm.create_model(argument, num_classes=0, **({"img_size": VIT_SIZE} if vit else {}))
+        return timm.create_model(argument, num_classes=0, **({"img_size": VIT_SIZE} if vit else {}), **settings)
 
 
 def data_config(network: Any) -> dict[str, Any]:
