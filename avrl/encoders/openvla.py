@@ -23,7 +23,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NAME = "openvla"
-NETWORKS = ("vit_large_patch14_reg4_dinov2.lvd142m", "vit_so400m_patch14_siglip_224")
+# timm's name -> what is asked of it. The exact GELU was trained on, and is stated: SigLIP's own is the tanh form.
+NETWORKS: dict[str, dict[str, Any]] = {
+    "vit_large_patch14_reg4_dinov2.lvd142m": {},
+    "vit_so400m_patch14_siglip_224": {"act_layer": "gelu"},
+}
 # ImageNet's, as the published processor has them: rounded to bfloat16. So the network was trained.
 DINO_MEAN, DINO_STD = (0.484375, 0.455078125, 0.40625), (0.228515625, 0.2236328125, 0.224609375)
 SIGLIP_MEAN = SIGLIP_STD = (0.5, 0.5, 0.5)
@@ -77,7 +81,7 @@ def load(argument: str, init: str, weights_file: Path | None = None) -> timm_ima
         IntegrityError: they do not fit.
     """
     path = weights.find(NAME, weights_file) if timm_image.is_pretrained(init) else None
-    return assemble(path, *(timm_image.build(name) for name in NETWORKS))
+    return assemble(path, *(timm_image.build(name, **settings) for name, settings in NETWORKS.items()))
 
 
 def assemble(path: Path | None, featurizer: Any, fused_featurizer: Any) -> timm_image.ImageEncoder:

@@ -28,7 +28,7 @@ REST = {"language_model.model.norm.weight": torch.ones(4), "projector.fc1.bias":
 def halves(seed=None):
     """Small networks of OpenVLA's two kinds; with a seed, of other weights than the untrained twin's."""
     size = {"depth": 3, "embed_dim": 32, "num_heads": 2}
-    networks = timm_image.build(openvla.NETWORKS[0], **size), timm_image.build(openvla.NETWORKS[1], **size)
+    networks = [timm_image.build(name, **size, **settings) for name, settings in openvla.NETWORKS.items()]
     return [shaken(network, seed) for network in networks] if seed else networks
 
 
@@ -139,6 +139,13 @@ def test_openvla_prepares_frames_as_its_processor_does():
 def test_openvlas_mean_and_deviation_are_imagenets_in_bfloat16():
     exact = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])
     assert torch.equal(exact.bfloat16().float(), torch.tensor([openvla.DINO_MEAN, openvla.DINO_STD]))
+
+
+def test_openvlas_halves_have_the_exact_gelu():
+    """prismatic overrides no activation, and timm's SigLIP of its time had the exact one."""
+    x = torch.linspace(-3, 3, 13)
+    for network in halves():
+        assert torch.equal(network.blocks[0].mlp.act(x), torch.nn.functional.gelu(x))
 
 
 def test_openvla_at_its_own_size_has_the_published_shapes():
