@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from avrl.errors import ConfigError, MissingError
 
@@ -82,10 +82,17 @@ def _timm(argument: str, licence: str = "Apache-2.0", hub: str = "") -> Known:
     return Known("avrl.encoders.timm_image", argument, licence, hub or f"timm/{argument}")
 
 
+def _mae(argument: str, licence: str, **where: Any) -> Known:
+    return Known("avrl.encoders.mae", argument, licence, **where)
+
+
 def _r3m(argument: str, hub: str) -> Known:
     return Known("avrl.encoders.r3m", argument, "MIT", hub, ("pytorch_model.bin",))
 
 
+NC = "CC-BY-NC-4.0"
+UNSTATED = "not stated by its authors"
+BOX = "https://berkeley.box.com/shared/static"
 ENCODERS: dict[str, Known] = {
     "dinov2": _timm("vit_base_patch14_dinov2.lvd142m"),
     "dinov2-s": _timm("vit_small_patch14_dinov2.lvd142m"),
@@ -105,6 +112,14 @@ ENCODERS: dict[str, Known] = {
     "r3m": _r3m("resnet50", "surajnair/r3m-50"),
     "r3m-18": _r3m("resnet18", "surajnair/r3m-18"),
     "r3m-34": _r3m("resnet34", "surajnair/r3m-34"),  # not seen there; the authors' own file is on Google Drive
+    "vip": Known("avrl.encoders.vip", "resnet50", NC, url="https://pytorch.s3.amazonaws.com/models/rl/vip/model.pt"),
+    "vc-1": _mae("vc-1", NC, hub="facebook/vc1-base", files=("pytorch_model.bin",)),
+    "vc-1-l": _mae("vc-1-l", NC, hub="facebook/vc1-large", files=("pytorch_model.bin",)),
+    "mvp": _mae("mvp", UNSTATED, url=f"{BOX}/0ckepd2ja3pi570z89ogd899cn387yut.pth"),
+    "mvp-s": _mae("mvp-s", UNSTATED, url=f"{BOX}/m93ynem558jo8vltlads5rcmnahgsyzr.pth"),
+    "mvp-l": _mae("mvp-l", UNSTATED, url=f"{BOX}/6p0pc47mlpp4hhwlin2hf035lxlgddxr.pth"),
+    "spa": _mae("spa", "MIT", hub="HaoyiZhu/SPA", files=("spa-b.safetensors",)),
+    "spa-l": _mae("spa-l", "MIT", hub="HaoyiZhu/SPA", files=("spa-l.safetensors",)),
     "efficientnet-lite0": Known(
         "avrl.encoders.efficientnet_lite0",
         "tf_efficientnet_lite0",
@@ -173,7 +188,7 @@ def known(name: str) -> Known:
     if config is None:
         raise ConfigError(f"timm has no model {argument!r}", "see timm.list_models(pretrained=True)")
     files = (config.hf_hub_filename,) if config.hf_hub_filename else Known.files
-    licence = config.license or "a licence that timm does not state"
+    licence = config.license or UNSTATED
     return Known("avrl.encoders.timm_image", argument, licence, config.hf_hub_id or "", files)
 
 

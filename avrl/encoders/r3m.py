@@ -21,12 +21,7 @@ if TYPE_CHECKING:
 # R3M resizes to 256 px and cuts 224 out of the middle when frames are not 224 px. Ours are cut square
 # already, so they are resized to 224 px whole; at 224 px, the frame store's size, nothing is resampled and
 # the two agree exactly.
-DATA = {
-    "input_size": (3, 224, 224),
-    "mean": (0.485, 0.456, 0.406),
-    "std": (0.229, 0.224, 0.225),
-    "interpolation": "bilinear",
-}
+DATA = timm_image.IMAGENET | {"input_size": (3, 224, 224), "interpolation": "bilinear"}
 LANGUAGE = ("lang_enc.", "lang_rew.")
 
 

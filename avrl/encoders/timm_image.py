@@ -7,6 +7,7 @@ Shapes: B samples, T=1 frame, H=W pixels, C=3 RGB, h w patches of the network's 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 from typing import TYPE_CHECKING, Any
@@ -15,27 +16,30 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from avrl.encoders import name_of, weights
+from avrl.encoders import name_of, transformers_layout, weights
 from avrl.errors import ConfigError, IntegrityError
 from avrl.torchvision_ops import timm
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from torch import Tensor
 
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 GRID = 3  # the `grid` readout keeps 3x3 places of the map
 CPU_CHUNK = 16  # frames at once on a CPU: EfficientNet-Lite0 does 58 frames/s so, 16 frames/s with 64 at once
 VIT_SIZE = 224  # px; 16x16 patches of 14 px (DINOv2, 518 px at home) or 14x14 of 16 px
+NEAR = 256  # px: transformers trained at most at this side keep it (DINOv3), the frames are resized for them
 
 
 class ImageEncoder(nn.Module):
     """A network that sees one frame, with the preparation of frames that it was trained with.
 
-    Transformers give ``cls`` (where they have such a token) and ``patch-mean`` (registers left out);
-    convolutional networks ``pool``, the mean of their last map; both ``grid``, the map averaged to 3x3 places
-    and flattened place by place. Output is made in inference mode: clone it before you train something on it.
+    Transformers give ``cls`` (where they have such a token), ``map`` (where they pool by attention: SigLIP) and
+    ``patch-mean`` (registers left out); convolutional networks ``pool``, the mean of their last map; both
+    ``grid``, the map averaged to 3x3 places and flattened place by place. Output is made in inference mode:
+    clone it before you train something on it.
     """
 
     paired = False
@@ -79,14 +83,18 @@ class ImageEncoder(nn.Module):
         return torch.split(frames_BTHWC, CPU_CHUNK) if self.mean.device.type == "cpu" else (frames_BTHWC,)
 
     def _readouts(self, x_BCHW: Tensor) -> dict[str, Tensor]:
-        cls_BD, map_BhwD = self._forward(x_BCHW)
+        """Input -> one (B, D) a readout."""
+        y, map_BhwD = self._forward(x_BCHW)
         mean_BD = map_BhwD.mean((1, 2))
         grid_BDhw = F.adaptive_avg_pool2d(map_BhwD.permute(0, 3, 1, 2), GRID)
         grid_BD = grid_BDhw.permute(0, 2, 3, 1).flatten(1)
         if not self._has_tokens():
             return {"pool": mean_BD, "grid": grid_BD}
-        one = {} if cls_BD is None else {"cls": cls_BD}
-        return one | {"patch-mean": mean_BD, "grid": grid_BD}
+        network: Any = self.network
+        found = {"cls": y[:, 0]} if getattr(network, "cls_token", None) is not None else {}
+        if getattr(network, "attn_pool", None) is not None:
+            found["map"] = network.forward_head(y, pre_logits=True).float()
+        return found | {"patch-mean": mean_BD, "grid": grid_BD}
 
     def prepare(self, frames_BTHWC: Tensor) -> Tensor:
         """uint8 0..255 (B, 1, H, H, 3) -> the network's input, float32 (B, 3, image_size, image_size).
@@ -108,28 +116,26 @@ class ImageEncoder(nn.Module):
         if n_frames != T or C != 3 or H != W:
             raise ValueError(f"frames must be (B, {n_frames}, H, H, 3), got {tuple(frames_BTHWC.shape)}")
         x_BCHW = frames_BTHWC.flatten(0, 1).to(self.mean.device).permute(0, 3, 1, 2).float()
-        if self.image_size != H:
-            size = (self.image_size, self.image_size)
+        for size in ((H, self.image_size), (self.image_size, self.image_size)) if self.image_size != H else ():
             x_BCHW = F.interpolate(x_BCHW, size, mode=self.interpolation, antialias=True)
-            # Bicubic overshoots, and the models were trained on what PIL resized: bytes.
-            x_BCHW = x_BCHW.round_().clamp_(0, 255)
+            # The models were trained on what Pillow resized: along rows, then along columns, whole levels after each.
+            x_BCHW = x_BCHW.add_(0.5).floor_().clamp_(0, 255)
         return x_BCHW.div_(255).sub_(self.mean).div_(self.std)
 
     def _has_tokens(self) -> bool:
         return hasattr(self.network, "num_prefix_tokens")
 
-    def _forward(self, x_BCHW: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Input -> (CLS token or None, last map (B, h, w, D)), float32."""
+    def _forward(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Input -> (the network's tokens or map as it gives them, last map (B, h, w, D)), float32."""
         network: Any = self.network
         y: Tensor = network.forward_features(x_BCHW).float()
         if y.ndim == 4:
-            return None, y if getattr(network, "output_fmt", "NCHW") == "NHWC" else y.permute(0, 2, 3, 1)
+            return y, y if getattr(network, "output_fmt", "NCHW") == "NHWC" else y.permute(0, 2, 3, 1)
         prefix = getattr(network, "num_prefix_tokens", 0)
         side = math.isqrt(y.shape[1] - prefix)
         if not self._has_tokens() or side * side != y.shape[1] - prefix:
             raise ConfigError(f"{type(network).__name__} gives {y.shape[1]} tokens that are no square of patches")
-        cls_BD = y[:, 0] if getattr(network, "cls_token", None) is not None else None
-        return cls_BD, y[:, prefix:].reshape(len(y), side, side, -1)
+        return y, y[:, prefix:].reshape(len(y), side, side, -1)
 
 
 def load(argument: str, init: str, weights_file: Path | None = None) -> ImageEncoder:
@@ -149,28 +155,59 @@ def load(argument: str, init: str, weights_file: Path | None = None) -> ImageEnc
     path = weights.find(name, weights_file) if is_pretrained(init) else None
     network = build(argument)
     if path is not None:
-        classifiers = network.pretrained_cfg.get("classifier") or ()
-        classifiers = (classifiers,) if isinstance(classifiers, str) else classifiers
-        state = _translate(network, weights.read(path), f"{argument} ({path})")
-        weights.fit(network, state, f"{argument} ({path})", surplus=tuple(f"{one}." for one in classifiers))
+        fill(network, weights.read(path), f"{argument} ({path})")
     return ImageEncoder(network, data_config(network))
 
 
+def fill(network: Any, state: dict[str, Tensor], what: str) -> None:
+    """Load weights in the layout of timm, of transformers or of the authors; a classifier in them is left out.
+
+    Raises:
+        IntegrityError: the weights do not fit `what`.
+    """
+    classifiers = network.pretrained_cfg.get("classifier") or ()
+    classifiers = (classifiers,) if isinstance(classifiers, str) else classifiers
+    state = _translate(network, state, what)
+    weights.fit(network, state, what, surplus=tuple(f"{one}." for one in classifiers))
+
+
 def build(argument: str, **settings: Any) -> Any:
-    """The network without its classifier, with seeded random weights; `settings` are timm's.
+    """The network without its classifier, with seeded random weights.
+
+    Args:
+        argument: timm's name.
+        settings: Of timm's constructor: tests ask for fewer and narrower blocks.
 
     Raises:
         ConfigError: timm has no such model.
     """
-    if not timm.is_model(argument.split(".")[0]):
+    name = argument.split(".")[0]
+    if not timm.is_model(name):
         raise ConfigError(f"timm has no model {argument!r}", "see timm.list_models(pretrained=True)")
-    # Transformers are asked for 224 px, the side of our frames: position embeddings are resized, not the
-    # frames.
+    # Transformers are asked for 224 px, the side of our frames, where they come from afar: position embeddings
+    # are resized then, not the frames.
     families = ["vision_transformer", "eva", "deit", "beit"]
-    vit = timm.models.is_model_in_modules(argument.split(".")[0], families)
+    if timm.models.is_model_in_modules(name, families) and _home(argument) > NEAR:
+        settings.setdefault("img_size", VIT_SIZE)
+    if "_siglip_" in name:
+        # As trained: big_vision's GELU is the approximate one, as transformers has it; timm's is exact.
+        settings.setdefault("act_layer", "gelu_tanh")
+    with seeded():
+        return timm.create_model(argument, num_classes=0, **settings)
+
+
+def _home(argument: str) -> int:
+    """The side that a model was trained at, px."""
+    config = timm.get_pretrained_cfg(argument)
+    return int(config.input_size[-1]) if config else VIT_SIZE
+
+
+@contextlib.contextmanager
+def seeded() -> Iterator[None]:
+    """Random weights made inside are the untrained twin's, the same every time; the random state stays as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return timm.create_model(argument, num_classes=0, **({"img_size": VIT_SIZE} if vit else {}), **settings)
+        yield
 
 
 def data_config(network: Any) -> dict[str, Any]:
@@ -200,10 +237,29 @@ def _translate(network: nn.Module, state: dict[str, Tensor], what: str) -> dict[
     (`load_pretrained`, num_classes=0): keys that match nothing leave random weights behind, with an info
     line.
     """
-    translate = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
-    if translate is None:
-        return state
+    translate = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", lambda state, _: state)
     try:
-        return dict(translate(state, network))
+        state = _dinov2_positions(network, transformers_layout.to_timm(state))
+        with contextlib.redirect_stdout(None):  # DINOv3's prints a line a block for the biases that it leaves out
+            return dict(translate(state, network))
     except (KeyError, ValueError, RuntimeError, AttributeError, AssertionError) as error:
         raise IntegrityError(f"the weights do not fit {what}: {error!r}") from error
+
+
+def _dinov2_positions(network: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """DINOv2's position embeddings at the size asked for, as its authors' own network resizes them.
+
+    Bicubic, without antialiasing, scaled by (n + 0.1) / N: `interpolate_pos_encoding` of github.com/facebookresearch/
+    dinov2 at 027a9ac. timm smooths them, which the authors do for the networks with registers alone; those are left
+    to timm.
+    """
+    architecture = network.pretrained_cfg.get("architecture", "")
+    if not architecture.endswith("_dinov2") or "_reg" in architecture or "pos_embed" not in state:
+        return state
+    positions = state["pos_embed"]
+    N, n = math.isqrt(positions.shape[1] - 1), network.patch_embed.grid_size[0]
+    if n == N:
+        return state
+    grid = positions[:, 1:].reshape(1, N, N, -1).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid, scale_factor=(n + 0.1) / N, mode="bicubic")
+    return state | {"pos_embed": torch.cat([positions[:, :1], grid.flatten(2).transpose(1, 2)], 1)}

@@ -12,6 +12,7 @@ import functools
 import hashlib
 import importlib
 import pickle
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from avrl.encoders import Known
 
-WRAPPERS = ("state_dict", "model", "r3m")  # names under which checkpoints keep their tensors
+WRAPPERS = ("state_dict", "model", "r3m", "vip")  # names under which checkpoints keep their tensors
 # Only asking whether the hub answers is bounded so. huggingface_hub's own download asks six times: 23 s
 # offline.
 ASK_TIMEOUT_S = 5.0
@@ -186,7 +187,8 @@ def read(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # of TorchScript: told below
+            state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (
         safetensors.SafetensorError,
         pickle.UnpicklingError,
@@ -195,6 +197,11 @@ def read(path: Path) -> dict[str, Tensor]:
         ValueError,
         KeyError,
     ) as error:
+        if "TorchScript" in str(error):  # as OpenAI publishes CLIP: code and tensors in one
+            raise IntegrityError(
+                f"{path} is a TorchScript archive, whose code is not run here",
+                f"where you trust it: torch.save(torch.jit.load('{path.name}').state_dict(), 'plain.pth')",
+            ) from error
         raise IntegrityError(
             f"{path} is damaged, or holds more than plain tensors: {_reason(error)}",
             "fetch it again, or save its tensors as .safetensors where you trust it",

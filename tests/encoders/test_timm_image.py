@@ -41,13 +41,15 @@ def test_prepares_native_frames_as_timm_does(name):
     torch.testing.assert_close(encoder.prepare(frames)[0], expected, rtol=0, atol=1e-4)
 
 
-def test_resizes_as_pillow_does(vit):
-    frames = pictures(1, 1, 300)
+@pytest.mark.parametrize("size", [112, 256, 300])
+def test_resizes_as_pillow_does(vit, size):
+    frames = pictures(1, 1, size)
     resized = Image.fromarray(frames[0, 0].numpy()).resize((224, 224), Image.Resampling.BICUBIC)
     ours = (vit.prepare(frames)[0] * 0.5 + 0.5) * 255  # this model's mean and std are 0.5
     difference = (ours.permute(1, 2, 0) - torch.from_numpy(np.array(resized).astype(np.float32))).abs()
-    assert difference.max() < 1.01  # one level, where Pillow rounds between its two passes
-    assert difference.mean() < 0.25
+    # A level a pass, where Pillow's fixed point lies on the other side of a half: 2% of the pixels at 8 to 7.
+    assert difference.max() < 2.01
+    assert (difference > 1e-3).float().mean() < (0.03 if size == 256 else 1e-3)
 
 
 def test_readouts_are_the_networks_tokens(vit):
@@ -120,8 +122,11 @@ def test_dinov2s_position_embeddings_come_down_from_518_px(tmp_path):
     torch.save(published.state_dict() | {"mask_token": torch.zeros(1, 384)}, tmp_path / "pytorch_model.bin")
     encoder = encoders.load(f"timm:{name}", weights=tmp_path / "pytorch_model.bin")
     assert encoder.network.pos_embed.shape[1] == 1 + 16 * 16
-    expected = timm.layers.resample_abs_pos_embed(published.pos_embed, (16, 16), num_prefix_tokens=1)
-    torch.testing.assert_close(encoder.network.pos_embed.data, expected.data)
+    # As in their interpolate_pos_encoding: sides of 16.1 for a scale, no antialiasing, CLS as it is.
+    patches = published.pos_embed.data[0, 1:].reshape(37, 37, 384).permute(2, 0, 1)[None]
+    expected = torch.nn.functional.interpolate(patches, scale_factor=16.1 / 37, mode="bicubic")
+    torch.testing.assert_close(encoder.network.pos_embed.data[0, 1:], expected[0].flatten(1).T)
+    assert torch.equal(encoder.network.pos_embed.data[0, 0], published.pos_embed.data[0, 0])
 
 
 @pytest.mark.parametrize(("cut", "words"), [("blocks.7.", "missing"), ("norm.weight", "missing")])
