@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 # Bytes an element, of the types that weights are published in.
-SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
+SIZES |= {"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1}
 MAX_HEADER = 10**8  # the format's own bound
 WHOLE = "fetch the whole checkpoint, and pass its folder as --weights"
 

@@ -9,6 +9,7 @@ Importing this module needs no torch.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,7 +66,7 @@ def _shards(index: Path, part: str) -> dict[str, set[str]]:
     shards: dict[str, set[str]] = {}
     try:
         for name, shard in json.loads(index.read_bytes())["weight_map"].items():
-            if Path(shard).name != shard or not shard.endswith(".safetensors"):
+            if not re.fullmatch(r"[\w.-]+\.safetensors", shard):
                 raise IntegrityError(f"{index}: {shard!r} is no shard beside it", "fetch the index again")
             if part in name:
                 shards.setdefault(shard, set()).add(name)

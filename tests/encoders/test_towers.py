@@ -307,6 +307,7 @@ def test_a_folder_of_shards_is_read_and_every_needed_shard_counts(theirs, file, 
     [
         ('{"weight_map": {"vision_backbone.a": "../../secret.safetensors"}}', "no shard beside it"),
         ('{"weight_map": {"vision_backbone.a": "model.bin"}}', "no shard beside it"),
+        ('{"weight_map": {"vision_backbone.a": "\\u0000.safetensors"}}', "no shard beside it"),
         ('{"weight_map": {"language_model.a": "a.safetensors"}}', "names no tensor with 'vision_backbone.'"),
         ('{"weight_map": {"vision_backbone.a": 3}}', "no index of shards"),
         ('{"weight_map": []}', "no index of shards"),
@@ -378,6 +379,7 @@ def test_openvlas_tower_is_fetched_without_the_rest_and_found_offline(theirs, fi
         assert server.sent < eyes + 200_000 < 12_000_000
     assert path == f"{tmp_path}/home/avrl/openvla-{row.revision[:12]}.safetensors"
     assert fetch("openvla", tmp_path / "home", HF_HUB_OFFLINE="1") == path
+    assert [one.name for one in Path(path).parent.iterdir()] == [Path(path).name]
     with safe_open(path, "pt") as opened:
         assert opened.metadata() == {"format": "pt", "source": row.hub, "revision": row.revision}
     frames = pictures(1, 1, 224)
