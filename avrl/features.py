@@ -2,11 +2,16 @@
 
 Every frame is encoded once, in whatever pairs and gaps it stands later. Vectors lie in ``features.zarr``, one
 array (N, D) float32 a readout, zstd with checksums; ``pairs.parquet`` says what row n is. Work is done in
-blocks of `BLOCK` rows, each a chunk of every array, with a done-record behind it, so a killed run goes on.
+blocks of `BLOCK` rows, each a chunk of every array, with a done-record behind it, so a killed run goes on. Decoding,
+encoding and writing go on side by side.
 """
 
 from __future__ import annotations
 
+import itertools
+import os
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,9 +22,11 @@ from avrl.progress import bar
 from avrl.store import FrameStore
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
     import polars as pl
+    from torch import Tensor
 
     from avrl.encoders import Encoder
 
@@ -86,39 +93,84 @@ def extract(encoder: Encoder, frames: Path, out: Path, *, gap: int, batch_size: 
         for readout, dims in encoder.readouts.items()
         for name in (readout, readout + SWAPPED)[: 1 + bool(gap)]
     }
-    starts = range(0, len(row_N), BLOCK)
-    for start in bar("features", len(starts), "block", iterable=starts):
-        done = out / SCRATCH / f"block-{start:09d}"
-        if done.exists():
-            continue
-        block = row_N[start : start + BLOCK]
-        for name, z_ND in _encode(encoder, store, block, gap, batch_size, device).items():
-            if not np.isfinite(z_ND).all():
-                raise IntegrityError(f"readout {name!r} of the encoder has numbers that are not finite")
-            arrays[name][start : start + len(block)] = z_ND
-        write_durably(done, b"")
+    todo = [start for start in range(0, len(row_N), BLOCK) if not _record(out, start).exists()]
+    with ThreadPoolExecutor(1) as writer:
+        written = writer.submit(lambda: None)
+        blocks = itertools.groupby(_batches(store, row_N, todo, gap, batch_size, device), lambda batch: batch[0])
+        for start, batches in bar("features", len(todo), "block", iterable=blocks):
+            found = _encode(encoder, (pixels for _, pixels in batches), device, swap=bool(gap))
+            written.result()
+            written = writer.submit(_write, found, arrays, out, start)
+        written.result()
     table.write_parquet(out / "pairs.parquet")
     return {"rows": len(row_N), "gap": gap, "paired": encoder.paired, "readouts": dict(encoder.readouts)}
 
 
-def _encode(
-    encoder: Encoder, store: FrameStore, row_N: np.ndarray, gap: int, batch_size: int, device: str
-) -> dict[str, np.ndarray]:
-    """Vectors (N, D) of each readout for frames in these rows of the store, or pairs that begin there."""
+def _record(out: Path, start: int) -> Path:
+    """What is there once the block that begins at this row is written."""
+    return out / SCRATCH / f"block-{start:09d}"
+
+
+def _batches(
+    store: FrameStore, row_N: np.ndarray, todo: list[int], gap: int, batch_size: int, device: str
+) -> Iterator[tuple[int, Tensor]]:
+    """(start of its block, frames (B, T, H, W, 3) uint8) of all blocks to do, decoded while earlier ones are encoded.
+
+    A thread decodes a batch by itself, as in `avrl.pairs`. Page-locked for a GPU, so that a copy need not be waited
+    for; there every core decodes. On a CPU the cores are the encoder's.
+    """
     import torch
 
-    found: dict[str, list[np.ndarray]] = {}
-    for at in range(0, len(row_N), batch_size):
-        row = row_N[at : at + batch_size]
+    cuda = device == "cuda"
+    threads = len(os.sched_getaffinity(0)) if cuda else 1
+
+    def read(row: np.ndarray) -> Tensor:
         seen = np.stack([row, row + gap], 1) if gap else row[:, None]
-        pixels = torch.from_numpy(store.read(seen.ravel())).to(device)
-        pixels = pixels.view(*seen.shape, *pixels.shape[1:])
+        size = store.image_size
+        pixels = torch.empty((*seen.shape, size, size, 3), dtype=torch.uint8, pin_memory=cuda)
+        store.read(seen.ravel(), pixels.view(-1, size, size, 3).numpy(), threads=1)
+        return pixels
+
+    with ThreadPoolExecutor(threads) as decoders:
+        ends = {start: min(start + BLOCK, len(row_N)) for start in todo}
+        cuts = (
+            (start, at, min(at + batch_size, ends[start]))
+            for start in todo
+            for at in range(start, ends[start], batch_size)
+        )
+        jobs = ((start, decoders.submit(read, row_N[at:end])) for start, at, end in cuts)
+        ahead = deque(itertools.islice(jobs, threads + 1))
+        while ahead:
+            start, job = ahead.popleft()
+            ahead.extend(itertools.islice(jobs, 1))
+            yield start, job.result()
+
+
+def _encode(encoder: Encoder, batches: Iterable[Tensor], device: str, *, swap: bool) -> dict[str, list[Tensor]]:
+    """Parts (B, D) of each readout, still on the device: nothing here waits for a GPU."""
+    found: dict[str, list[Tensor]] = {}
+    for batch in batches:
+        pixels = batch.to(device, non_blocking=True)
         for name, z_BD in encoder.encode(pixels).items():
-            found.setdefault(name, []).append(z_BD.cpu().numpy())
-        if gap:
+            found.setdefault(name, []).append(z_BD)
+        if swap:
             for name, z_BD in encoder.encode(pixels.flip(1)).items():
-                found.setdefault(name + SWAPPED, []).append(z_BD.cpu().numpy())
-    return {name: np.concatenate(parts) for name, parts in found.items()}
+                found.setdefault(name + SWAPPED, []).append(z_BD)
+    return found
+
+
+def _write(found: dict[str, list[Tensor]], arrays: Mapping[str, Any], out: Path, start: int) -> None:
+    """Write a block, in a thread of its own: compression would keep the encoder waiting.
+
+    Raises:
+        IntegrityError: a number is not finite.
+    """
+    for name, parts in found.items():
+        z_ND = np.concatenate([z_BD.cpu().numpy() for z_BD in parts])
+        if not np.isfinite(z_ND).all():
+            raise IntegrityError(f"readout {name!r} of the encoder has numbers that are not finite")
+        arrays[name][start : start + len(z_ND)] = z_ND
+    write_durably(_record(out, start), b"")
 
 
 def places(root: Path, rows: pl.DataFrame) -> np.ndarray:
