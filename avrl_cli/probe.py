@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from avrl.errors import ConfigError, NotFoundError
+from avrl.stages.features import FEATURES
 from avrl.stages.prep import whole
 from avrl.stages.pretrain import OBJECTIVES, network
 from avrl.stages.probe import (
-    FEATURES,
     KINDS,
     LABELS,
     SCORES,
@@ -104,9 +104,12 @@ def _entries(session: Session, name: str, weights: str) -> list[Entry]:
 
 def _checkpoint(session: Session, name: str) -> Artifact | None:
     """The checkpoint that an encoder's name means; None if it is the name of an outside encoder."""
-    from avrl.encoders import ENCODERS
+    from avrl.encoders import ENCODERS, known
 
-    if name in ENCODERS or name.startswith("timm:"):
+    if name in ENCODERS:
+        known(name)  # refuses what is not public, before anything is looked for
+        return None
+    if name.startswith("timm:"):
         return None
     try:
         return session.store.resolve(
@@ -120,8 +123,8 @@ def _checkpoint(session: Session, name: str) -> Artifact | None:
     except NotFoundError as error:
         if name in OBJECTIVES or error.next_step:
             raise
-        known = ", ".join([*ENCODERS, "timm:NAME", *OBJECTIVES])
-        raise ConfigError(f"no encoder or checkpoint named {name!r}", f"known: {known}") from None
+        names = ", ".join([*ENCODERS, "timm:NAME", *OBJECTIVES])
+        raise ConfigError(f"no encoder or checkpoint named {name!r}", f"known: {names}") from None
 
 
 def _score(

@@ -28,7 +28,8 @@ LAYERS = {
         avrl_cli.fetch avrl_cli.prep avrl_cli.pretrain avrl_cli.probe avrl_cli.report
     """,
     "stages": """
-        avrl.stages avrl.stages.fetch avrl.stages.prep avrl.stages.pretrain avrl.stages.probe avrl.stages.report
+        avrl.stages avrl.stages.features avrl.stages.fetch avrl.stages.prep avrl.stages.pretrain avrl.stages.probe
+        avrl.stages.report
     """,
     "hops": """
         avrl.averaging avrl.checkpoint avrl.cost avrl.curve avrl.export avrl.launch_script avrl.looks avrl.ranks
@@ -40,13 +41,14 @@ LAYERS = {
         avrl.episodes avrl.frames avrl.plan avrl.packing avrl.workers avrl.labels avrl.pairs avrl.augment avrl.store
         avrl.codec avrl.video avrl.stills avrl.claims avrl.lerobot avrl.pickles
         avrl.http avrl.server avrl.s3 avrl.mirror avrl.zips avrl.remotezip avrl.members avrl.locks avrl.remotestore
-        avrl.addresses
+        avrl.addresses avrl.remotetensors
         avrl.tfrecord avrl.intervals avrl.outcome avrl.splits avrl.torchvision_ops
         avrl.sources avrl.sources.bridge avrl.sources.bridge_lerobot avrl.sources.bridge_raw avrl.sources.bridge_rlds
         avrl.sources.egodex avrl.sources.lerobot
         avrl.encoders avrl.encoders.efficientnet_lite0 avrl.encoders.pixels avrl.encoders.r3m
         avrl.encoders.timm_image avrl.encoders.transformers_layout avrl.encoders.weights avrl.encoders.mae
-        avrl.encoders.vip
+        avrl.encoders.vip avrl.encoders.openvla avrl.encoders.pi0 avrl.encoders.towers avrl.encoders.video
+        avrl.encoders.videomae_k400 avrl.encoders.vjepa2
         avrl.objectives avrl.objectives.channels avrl.objectives.prediction avrl.objectives.single_stream
         avrl.objectives.two_stream avrl.objectives.videomae avrl.objectives.vit
         avrl.probes avrl.probes.attentive avrl.probes.ridge avrl.ridge avrl.meters avrl.alarms avrl.trackers

