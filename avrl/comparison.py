@@ -48,7 +48,8 @@ class Protocol:
         slug: For file names, unique in the report.
         title: In words.
         apart: How it differs from the report's first protocol; empty for the first.
-        scores: Tidy scores, ordered for reading, with a `label` for each row of a table.
+        scores: Tidy scores, ordered for reading, with a `label` for each row of a table; trained on all of train.
+        others: The same of other training sets: a few episodes, or without some tasks.
         episodes: Sums of each test episode.
     """
 
@@ -57,6 +58,7 @@ class Protocol:
     title: str
     apart: str
     scores: pl.DataFrame
+    others: pl.DataFrame
     episodes: pl.DataFrame
 
 
@@ -89,11 +91,8 @@ def _read(path: Path, schema: Mapping[str, Any], ref: str) -> pl.DataFrame:
 
 
 def comparable(scores: pl.DataFrame, episodes: pl.DataFrame) -> list[Protocol]:
-    """Scores by protocol, the one with most encoders first; each says how it differs from the first.
-
-    Only what was trained on all of train: other training sets are another question.
-    """
-    scores = _ordered(scores.filter(train="all"))
+    """Scores by protocol, the one with most encoders first; each says how it differs from the first."""
+    others, scores = scores.filter(pl.col("train") != "all"), _ordered(scores.filter(train="all"))
     parts = {str(key[0]): part for key, part in scores.partition_by("fingerprint", as_dict=True).items()}
     heads = {name: _head(part) for name, part in parts.items()}
     ranked = sorted(
@@ -114,6 +113,7 @@ def comparable(scores: pl.DataFrame, episodes: pl.DataFrame) -> list[Protocol]:
             "{probe}: {target} motion over {gap_s:.3g} s (gap {gap})".format(**heads[name]),
             "" if name == ranked[0] else _apart(heads[name], heads[ranked[0]]),
             _labelled(parts[name]),
+            others.filter(fingerprint=name),
             episodes.filter(fingerprint=name),
         )
         for name in ranked

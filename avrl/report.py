@@ -1,8 +1,8 @@
 """The report: every table, picture and the page of some scores, written into one folder.
 
 Files: ``report.html``, ``summary.txt`` (one screen), ``scores.csv`` (every number, tidy), for each protocol
-``main-``, ``differences-`` and ``dimensions-<protocol>`` as .md .csv .tex and ``forest-<protocol>`` as .svg
-.png; ``training`` as both; ``ranks``, of checkpoints that were looked at, as .svg .png.
+``main-``, ``differences-``, ``dimensions-`` and ``training-sets-<protocol>`` as .md .csv .tex and
+``forest-<protocol>`` as .svg .png; ``training`` as both; ``ranks``, of checkpoints that were looked at, as .svg .png.
 """
 
 from __future__ import annotations
@@ -71,6 +71,7 @@ def write(folder: Path, scores: Sequence[Artifact], checkpoints: Sequence[Artifa
 
 def _section(folder: Path, protocol: Protocol, resamples: int) -> page.Section:
     found = [tables.main(protocol), differences(protocol, resamples), tables.dimensions(protocol)]
+    found += [one for one in (tables.training_sets(protocol),) if one]
     for one in found:
         _write_table(folder, one)
     return page.Section(

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 POOLED = ("position", "rotation")  # groups that have a mean over their dimensions
 DIMENSIONS = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
+TRAINED = {"10%": "10% of train", "1%": "1% of train", **{name: name for name in ("seen tasks", "unseen tasks")}}
+TRAINED["seen tasks minus unseen tasks"] = "cost of a new task"
 NOT_MEASURED, UNDEFINED = "not measured", "undefined"
 LABEL = "encoder · readout"
 
@@ -121,6 +123,32 @@ def dimensions(protocol: Protocol) -> Table:
         "The same rows, a column for each dimension of the target.",
         _without_marks(frame),
         _view(frame, {one: f"{one.dimension} {one.metric_title}" for one in chosen}),
+    )
+
+
+def training_sets(protocol: Protocol) -> Table | None:
+    """Position R2 after less training, and on tasks that training knows or does not; None if none was scored so."""
+    found = protocol.others.filter(group=POOLED[0], dimension="mean", metric="r2", split=WHOLE)
+    frame = protocol.scores.select(*ROW, "kind", "label", "dims").unique(ROW, keep="first", maintain_order=True)
+    chosen = [name for name in TRAINED if name in found["train"]]
+    if not chosen:
+        return None
+    view = frame.select(pl.col("label").alias(LABEL), "kind")
+    for name in chosen:
+        part = found.filter(train=name).unique(ROW, keep="first", maintain_order=True)
+        part = part.select(*ROW, *(pl.col(end).alias(f"{name} {end}") for end in ("value", "low", "high")))
+        frame = frame.join(part, on=ROW, how="left", maintain_order="left")
+        ends = (frame[f"{name} {end}"] for end in ("value", "low", "high"))
+        texts = [cell(value, low, high, False, sign="minus" in name) for value, low, high in zip(*ends, strict=True)]
+        view = view.with_columns(pl.Series(TRAINED[name], texts, pl.String))
+    return Table(
+        f"training-sets-{protocol.slug}",
+        "New tasks and few examples",
+        "Position R². With a share of the training episodes only; and for tasks that training lacks, beside the same "
+        "test episodes after as many training episodes of all tasks: their difference is what a new task costs. Not "
+        "measured where there were fewer training pairs than features.",
+        frame.drop("label"),
+        view,
     )
 
 

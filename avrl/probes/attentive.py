@@ -60,14 +60,13 @@ class Head(nn.Module):
         self.place = nn.Parameter(torch.randn(1, shape[0], WIDTH) * 0.02)
         self.query = nn.Parameter(torch.randn(1, 1, WIDTH) * 0.02)
         self.attention = nn.MultiheadAttention(WIDTH, HEADS, batch_first=True)
-        self.norm = nn.LayerNorm(WIDTH)
         self.out = nn.Linear(WIDTH, k)
 
     def forward(self, tokens_BND: Tensor) -> Tensor:
         """(B, N, D) -> (B, K)."""
         x = self.project((tokens_BND - self.mean_D) / self.std_D) + self.place
         found: Tensor = self.attention(self.query.expand(len(x), -1, -1), x, x, need_weights=False)[0]
-        out: Tensor = self.out(self.norm(found[:, 0]))
+        out: Tensor = self.out(found[:, 0])
         return out
 
 
