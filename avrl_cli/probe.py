@@ -24,7 +24,10 @@ ALONG = ("random", "pixels")  # untrained twins and pixel floors: scored along w
 def command(
     session: Session,
     config: ProbeConfig,
-    what: Annotated[Literal["bridge"], typer.Argument(help="What to predict: bridge (robot actions)")],
+    what: Annotated[
+        Literal["bridge", "egodex", "lerobot"],
+        typer.Argument(help="What to predict: motion of robots (bridge, lerobot) or of hands (egodex)"),
+    ],
     encoder: Annotated[
         list[str] | None,
         typer.Option(help="two-stream, a checkpoint's name, dinov2, clip, r3m, timm:NAME ...; several, with commas"),

@@ -37,7 +37,8 @@ LAYERS = {
         avrl.comparison avrl.tables avrl.verdicts avrl.answers avrl.pictures avrl.typeset avrl.page avrl.report
     """,
     "nouns": """
-        avrl.episodes avrl.frames avrl.plan avrl.packing avrl.workers avrl.labels avrl.pairs avrl.augment avrl.store
+        avrl.episodes avrl.frames avrl.plan avrl.packing avrl.workers avrl.pairs avrl.augment avrl.store
+        avrl.labels avrl.hand_motion avrl.lerobot_motion
         avrl.codec avrl.video avrl.stills avrl.claims avrl.lerobot avrl.pickles
         avrl.http avrl.server avrl.s3 avrl.mirror avrl.zips avrl.remotezip avrl.members avrl.locks avrl.remotestore
         avrl.addresses
@@ -63,7 +64,7 @@ ACTION_FREE = (
     *("pairs", "augment", "objectives", "encoders", "checkpoint", "training", "curve", "ranks", "averaging", "cost"),
     *("watch", "looks", "meters", "alarms", "trackers", "sync", "export"),
 )
-KNOWS_ACTIONS = ("labels", "outcome", "probes", "probing", "sources")
+KNOWS_ACTIONS = ("labels", "hand_motion", "lerobot_motion", "outcome", "probes", "probing", "sources")
 
 HEAVY = {"torch", "torchvision", "timm", "zarr", "boto3", "polars", "numpy"}
 MAX_LINES, MAX_FUNCTION_LINES = 300, 60

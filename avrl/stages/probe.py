@@ -1,4 +1,4 @@
-"""The stages behind ``probe``: features (frozen encoder), labels (what the robot did), scores (the probe)."""
+"""The stages behind ``probe``: features (frozen encoder), labels (what a robot or a hand did), scores (the probe)."""
 
 from __future__ import annotations
 
@@ -41,6 +41,8 @@ class Kind:
 MOTION = ("mean", "state", "pixels-8", "pixels-16", "oracle")
 KINDS = {
     "bridge": Kind("bridge", "avrl.probing", MOTION, labelled=True),
+    "egodex": Kind("egodex", "avrl.probing", MOTION, labelled=True),
+    "lerobot": Kind("lerobot", "avrl.probing", MOTION, labelled=True),
 }
 
 
@@ -59,7 +61,7 @@ class FeaturesConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelsConfig:
-    """States and actions of every frame; nothing to choose."""
+    """What was recorded of every frame; nothing to choose."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +138,7 @@ def _build_features(config: FeaturesConfig, inputs: Inputs, out: Path) -> Built:
 def _build_labels(config: LabelsConfig, inputs: Inputs, out: Path) -> Built:
     from avrl.labels import extract
 
-    return Built(extract(inputs["raw"].root, inputs["frames"].root, out))
+    return Built(extract(inputs["raw"].root, inputs["frames"].root, out, inputs["raw"].manifest.config["source"]))
 
 
 def _build_scores(config: ScoresConfig, inputs: Inputs, out: Path) -> Built:
