@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from avrl.artifact import Artifact
     from avrl.comparison import Protocol
 
-POOLED = ("position", "rotation")  # groups that have a mean over their dimensions
-DIMENSIONS = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 NOT_MEASURED, UNDEFINED = "not measured", "undefined"
 LABEL = "encoder · readout"
 
@@ -64,15 +62,16 @@ class Column(NamedTuple):
 
 
 def columns(scores: pl.DataFrame) -> list[Column]:
-    """The headline columns these scores can fill: the mean of each group; position on unseen tasks too."""
-    found = scores.filter(pl.col("split").is_in([WHOLE, UNSEEN])).select(Column._fields).unique()
+    """The headline columns these scores can fill: the mean of each group; the first group on unseen tasks too."""
+    found = scores.filter(pl.col("split").is_in([WHOLE, UNSEEN])).select(Column._fields).unique(maintain_order=True)
     every = [Column(**row) for row in found.iter_rows(named=True)]
-    heads = [one for one in every if one.dimension == "mean" or one.group not in POOLED]
-    heads = [one for one in heads if one.split == WHOLE or one.group == POOLED[0]]
+    pooled = tuple(dict.fromkeys(one.group for one in every if one.dimension == "mean"))
+    heads = [one for one in every if one.dimension == "mean" or one.group not in pooled]
+    heads = [one for one in heads if one.split == WHOLE or one.group in pooled[:1]]
     # R2 of a binary gripper says little where there is AUC or accuracy; it stays in the table by dimension.
     binary = {one.group for one in heads if one.metric in ("auc", "accuracy")}
     heads = [one for one in heads if one.metric != "r2" or one.group not in binary]
-    rank = ranks((*POOLED, "gripper"))
+    rank = ranks((*pooled, "gripper"))
     return sorted(heads, key=lambda one: (rank.get(one.group, len(rank)), one.metric != "auc", one))
 
 
@@ -111,9 +110,9 @@ def main(protocol: Protocol) -> Table:
 def dimensions(protocol: Protocol) -> Table:
     """Every target dimension by itself: a pooled number hides which of them an encoder knows."""
     found = protocol.scores.filter(~pl.col("dimension").is_in(["mean", "all"]), split=WHOLE)
-    keys = found.select(Column._fields).unique().iter_rows(named=True)
-    rank = ranks(DIMENSIONS)
-    chosen = sorted((Column(**key) for key in keys), key=lambda one: (rank.get(one.dimension, 99), one))
+    keys = found.select(Column._fields).unique(maintain_order=True).iter_rows(named=True)
+    rank = ranks(tuple(found["dimension"].unique(maintain_order=True)))  # the order of the target
+    chosen = sorted((Column(**key) for key in keys), key=lambda one: (rank[one.dimension], one))
     frame = wide(protocol.scores, chosen)
     return Table(
         f"dimensions-{protocol.slug}",

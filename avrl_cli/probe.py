@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from avrl.errors import ConfigError, NotFoundError
+from avrl.stages import fetch, prep
 from avrl.stages.prep import whole
 from avrl.stages.pretrain import OBJECTIVES, network
 from avrl.stages.probe import FEATURES, KINDS, LABELS, SCORES, Entry, LabelsConfig, ProbeConfig, require_split
@@ -38,6 +39,7 @@ def command(
         typer.Option(help="Whose frames, if not those that the probe is about", show_default=False),
     ] = "",
     frames: Annotated[str, typer.Option(help="Which frame store, if there are several")] = "",
+    origin: Annotated[str, typer.Option("--from", help="Folder with the data, linked and prepared by the way")] = "",
 ) -> None:
     """Probe frozen encoders with closed-form ridge. Floors and untrained twins are scored along."""
     names = [name for name in dict.fromkeys(listed(encoder or [])) if name not in (*ALONG, *KINDS[what].floors)]
@@ -50,6 +52,12 @@ def command(
     source = kind.source if on in ("", "sample") else on
     if kind.labelled and source != kind.source:
         raise ConfigError(f"{what} is about frames of {kind.source}, not of {on}", "leave out --on")
+    if origin and on == "sample":
+        raise ConfigError("--from does not go with the sample", "leave out --on")
+    raw = _linked(session, source, origin) if origin else None
+    if origin and raw is None:
+        session.missing("frames", f"avrl prep {source} --from {origin} makes them")
+        return
     store = session.store.resolve(
         "frames",
         frames,
@@ -57,9 +65,10 @@ def command(
             whole(one)
             and one.manifest.facts["source"] == source
             and (on != "sample" or one.ref.startswith(f"{source}-sample-"))
+            and (raw is None or one.manifest.input("raw").digest == raw.digest)
         ),
-        what=f"frames of {source}",
-        make=f"avrl prep {on or source}",
+        what=f"frames of {source}" + (f" in {origin}" if origin else ""),
+        make=f"avrl prep {on or source}" + (f" --from {origin}" if origin else ""),
         option="--frames",
     )
     require_split(store, config.gap)
@@ -69,6 +78,18 @@ def command(
     for gap in config.gap:
         for entry in [*(Entry(name, "none") for name in kind.floors), *entries]:
             _score(session, config, entry, (what, gap), store, labels)
+
+
+def _linked(session: Session, source: str, origin: str) -> Artifact | None:
+    """A local copy as a raw artifact that has a frame store; None if a dry run finds it has none yet."""
+    asked = fetch.settled(fetch.FetchConfig(source=source, origin=origin))
+    for line in fetch.licence(asked):
+        session.say(line)
+    raw = session.run(fetch.STAGE, asked, {})
+    stores = [one for one in session.store.artifacts("frames") if whole(one) and raw]
+    if raw and not any(one.manifest.input("raw").digest == raw.digest for one in stores):
+        return raw if session.run(prep.STAGE, prep.PrepConfig(), {"raw": raw}) else None
+    return raw
 
 
 def _labels(session: Session, store: Artifact) -> Artifact | None:

@@ -265,7 +265,7 @@ class Entry:
             checkpoint=self.checkpoint.ref if self.checkpoint else "",
             gap=gap,
             target=config.target if kind.labelled else "",
-            readout=config.readout,
+            readout=() if self.init == "none" else config.readout,  # floors have their own
             seed=config.seed,
             resamples=config.resamples,
             device=config.device,
