@@ -54,7 +54,7 @@ def differences(protocol: Protocol, resamples: int = N_RESAMPLES) -> Table:
     best = best_outside(rows)
     named = f" ({best['label']})" if best else ""
     caption = (
-        f"{protocol.group.capitalize()} R² of a row minus that of its untrained twin, of the pixel-difference floor, of "
+        f"{protocol.group.capitalize()} R² of a row minus that of its untrained twin, the pixel-difference floor, and "
         f"the best outside row{named}: paired, on the same draws of test episodes, [95% interval]. Above / below: the "
         "interval excludes zero. The best outside row was chosen on these same scores, which favours it."
     )
