@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from avrl.episodes import Episode
 
 SURE = 0.3
+NO_POSE = -1.0  # stands for the confidence where a pose is not finite: never sure, whatever the file says
 SIDES = ("left", "right")
 WRIST = "wrist"
 JOINTS = {WRIST: "Hand", "thumb": "ThumbTip"}  # what a row of scores calls it -> what EgoDex does, after the side
@@ -37,7 +38,7 @@ EYE = [f"camera_{axis}" for axis in AXES]
 
 
 def columns(raw: Path, episode: Episode, scratch: Path) -> dict[str, np.ndarray]:
-    """Pose of the camera, and of each joint position in the world (m) and confidence (NaN: not said).
+    """Pose of the camera, and of each joint position in the world (m) and confidence (NaN: not said; `NO_POSE`).
 
     Raises:
         IntegrityError: the pose file is damaged or lacks a joint.
@@ -46,10 +47,8 @@ def columns(raw: Path, episode: Episode, scratch: Path) -> dict[str, np.ndarray]
 
     camera, at, sure = (values[:: episode.stride] for values in egodex.skeleton(raw, episode, NAMES, scratch))
     finite_T = np.isfinite(camera).all((1, 2))
-    sure = np.where(np.isfinite(at).all(2) & finite_T[:, None], sure, np.float32(0))  # a pose that is none is not sure
-    found = dict(zip(TURN, camera[:, :3, :3].reshape(-1, 9).T, strict=True)) | dict(
-        zip(EYE, camera[:, :3, 3].T, strict=True)
-    )
+    sure = np.where(np.isfinite(at).all(2) & finite_T[:, None], sure, np.float32(NO_POSE))
+    found = dict(zip([*TURN, *EYE], [*camera[:, :3, :3].reshape(-1, 9).T, *camera[:, :3, 3].T], strict=True))
     for j, name in enumerate(NAMES):
         found |= {f"{name}_{axis}": at[:, j, i] for i, axis in enumerate(AXES)} | {_confidence(name): sure[:, j]}
     return found
@@ -57,12 +56,10 @@ def columns(raw: Path, episode: Episode, scratch: Path) -> dict[str, np.ndarray]
 
 def facts(labels: pl.DataFrame) -> dict[str, Any]:
     """How many episodes do not say how sure they are, and in what share of the frames that do each joint is sure."""
-    import polars as pl
-
-    told = labels.filter(pl.col(_confidence(NAMES[0])).is_not_nan())
-    unsure = labels["episode_index"].n_unique() - told["episode_index"].n_unique()
-    sure_TJ = told.select(_confidence(name) for name in NAMES).to_numpy() >= SURE
-    share = dict(zip(NAMES, sure_TJ.mean(0).round(4).tolist(), strict=True)) if len(told) else {}
+    sure_TJ = labels.select(_confidence(name) for name in NAMES).to_numpy()
+    told_T = np.asarray((sure_TJ >= 0).any(1))
+    unsure = labels["episode_index"].n_unique() - labels.filter(told_T)["episode_index"].n_unique()
+    share = dict(zip(NAMES, (sure_TJ[told_T] >= SURE).mean(0).round(4).tolist(), strict=True)) if told_T.any() else {}
     return {"without_confidences": unsure, "sure": share}
 
 
@@ -92,9 +89,9 @@ def _hand(labels: pl.DataFrame, gap: int, side: str, start: np.ndarray) -> Targe
     sure_T, kept = np.ones(len(labels), bool), []
     for name, joint in JOINTS.items():
         confidence = labels[_confidence(side + joint)].to_numpy()
-        told, sure = ~np.isnan(confidence), confidence >= SURE
-        if sure.any() or not told.any():
-            sure_T &= sure | ~told
+        sure = confidence >= SURE
+        if sure.any() or not (confidence >= 0).any():
+            sure_T &= sure | np.isnan(confidence)
             kept.append(name)
     start = start[sure_T[start] & sure_T[start + gap]]
     if not kept or not len(start):
