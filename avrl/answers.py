@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from avrl.comparison import FLOOR, READOUTS, UNSEEN, WHOLE, Protocol, ranks
-from avrl.tables import NOT_MEASURED, wide
-from avrl.verdicts import ABOVE, BELOW, HEADLINE, OUTSIDE, PIXELS, TWIN, UNDECIDED, Row, best_outside
+from avrl.tables import NOT_MEASURED
+from avrl.verdicts import ABOVE, BELOW, OUTSIDE, PIXELS, TWIN, UNDECIDED, Row, best_outside, heads
 
 if TYPE_CHECKING:
     from avrl.tables import Table
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def sentences(protocol: Protocol, differences: Table) -> list[str]:
     """Whether pretraining helps, whether anything beats the pixels, and how the outside encoders compare."""
-    rows = wide(protocol.scores, [HEADLINE]).to_dicts()
+    rows = heads(protocol).to_dicts()
     found = differences.numbers
     if not any(row["init"] == "trained" for row in rows):
         return ["No encoder pretrained here has been scored.", *_floor(found, rows)]
@@ -46,7 +46,7 @@ def _twins(found: pl.DataFrame, protocol: Protocol) -> list[str]:
         if measured:
             what = "trained encoders stand" if measured > 1 else "trained encoder stands"
             list_ = f": {_list(parts[ABOVE])}" if above else ""
-            said.append(f"{above} of {measured} {what} above the untrained twin in position R²{where}{list_}.")
+            said.append(f"{above} of {measured} {what} above the untrained twin in {protocol.group} R²{where}{list_}.")
         said += [f"Undecided{where}: {_list(parts[UNDECIDED])}."] * (not parts[UNDECIDED].is_empty())
         said += [f"Below the untrained twin{where}: {_list(parts[BELOW])}."] * (not parts[BELOW].is_empty())
         missing = parts[NOT_MEASURED]
@@ -103,7 +103,7 @@ def _list(rows: pl.DataFrame) -> str:
 
 
 def _score(row: dict[str, Any]) -> str:
-    return _short({"low": row[f"{HEADLINE.name}_low"], "high": row[f"{HEADLINE.name}_high"], **row}, HEADLINE.name)
+    return _short(row, "value")
 
 
 def _short(row: dict[str, Any], name: str, form: str = ".2f") -> str:

@@ -61,6 +61,12 @@ class Protocol:
     others: pl.DataFrame
     episodes: pl.DataFrame
 
+    @property
+    def group(self) -> str:
+        """The group of the target that the headline is about: the first that has a mean R2."""
+        means = self.scores.filter(metric="r2", dimension="mean", split=WHOLE)["group"]
+        return str(means[0]) if len(means) else "position"
+
 
 def read(artifacts: Iterable[Artifact]) -> tuple[pl.DataFrame, pl.DataFrame]:
     """All scores and all per-episode sums of some scores artifacts, each row with its artifact's ref.

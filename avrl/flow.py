@@ -1,8 +1,8 @@
 """Optical flow from patches: a linear head on what stands at a place predicts how that place moves.
 
-One ridge (`avrl.ridge`) for all encoders: at each of G x G places the patches of both frames for an encoder of frames,
-the patches of the pair for an encoder of pairs, averaged over the area of the place, so that 14 and 16 px patches meet on
-one grid. Strength from validation episodes, one look at test. Patches go into sums and are kept nowhere.
+One ridge (`avrl.ridge`) for all encoders: at each of G x G places the patches of both frames for an encoder of
+frames, the patches of the pair for an encoder of pairs, averaged over the area of the place, so that 14 and 16 px
+patches meet on one grid. Strength from validation episodes, one look at test. Patches go into sums, kept nowhere.
 
 Legend: B pairs, G = 14 places a side, h w patches, D dimensions, N places of pairs, E test episodes.
 """
@@ -44,8 +44,8 @@ KINDS = ("all", "moving", "residual")
 def score(out: Path, who: Who, task: Task, given: Given) -> dict[str, Any]:
     """Write ``scores.parquet`` and ``episodes.parquet`` of one encoder, or of the floors ``zero`` and ``mean``.
 
-    Rows: end-point error in px (`epe`) over all places, over those that move more than a pixel, and of what is left when
-    each frame's median flow is taken off prediction and truth (`residual`: most of a camera's own motion). In
+    Rows: end-point error in px (`epe`) over all places, over those that move more than a pixel, and of what is left
+    when each frame's median flow is taken off prediction and truth (`residual`: most of a camera's own motion). In
     ``episodes.parquet`` the target ``y`` of the sums is the error of a place.
 
     Raises:
@@ -108,7 +108,7 @@ def _predicted(
 def _places(given: Given, rows: pl.DataFrame, at: np.ndarray, gap: int) -> Iterator[tuple[np.ndarray, Tensor]]:
     """Some pairs: their numbers and what stands at each place, (B, G G, D) float32 on the CPU."""
     encoder, store = given.encoder, FrameStore(given.frames)
-    assert encoder is not None  # noqa: S101  floors do not come here
+    assert encoder is not None
     first = store.episodes.select("episode_index", "dataset_from_index")
     joined = rows.join(first, on="episode_index", how="left", maintain_order="left")
     row_N = (joined["dataset_from_index"] + joined["frame_index"]).to_numpy()

@@ -1,8 +1,8 @@
 """Flow labels: pairs of a frame store -> optical flow t -> t+gap on one grid for all encoders, by a teacher.
 
-Teachers: ``dis``, OpenCV's dense inverse search (Kroeger et al. 2016; no weights), and ``raft``, torchvision's RAFT-large
-(Teed & Deng 2020) from a file of its published weights. Flow is found at the store's size and averaged over equal areas,
-in pixels of the store's frames: what a patch of 14 or 16 px shows moves by the mean over it.
+Teachers: ``dis``, OpenCV's dense inverse search (Kroeger et al. 2016; no weights), and ``raft``, torchvision's
+RAFT-large (Teed & Deng 2020) from a file of its published weights. Flow is found at the store's size and averaged over
+equal areas, in pixels of the store's frames: what a patch of 14 or 16 px shows moves by the mean over it.
 
 Legend: N pairs, B of them, H W pixels, G = 14 places a side, last axis (right, down).
 """
@@ -21,6 +21,7 @@ from avrl.errors import ConfigError
 from avrl.features import rows_of
 from avrl.progress import bar
 from avrl.store import FrameStore
+from avrl.torchvision_ops import torchvision
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,7 +88,8 @@ def averaged(flow_BHWC: np.ndarray) -> np.ndarray:
     """Mean over G x G equal areas: (B, G, G, 2) float32."""
     _, H, W, _ = flow_BHWC.shape
     rows_GH, columns_GW = areas(H, GRID).numpy(), areas(W, GRID).numpy()
-    return np.einsum("gh,bhwc,kw->bgkc", rows_GH, flow_BHWC, columns_GW, optimize=True).astype(np.float32)
+    found = np.einsum("gh,bhwc,kw->bgkc", rows_GH, flow_BHWC, columns_GW, optimize=True)
+    return np.asarray(found, np.float32)
 
 
 def _teacher(name: str, file: Path | None) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
@@ -103,9 +105,12 @@ def dis(first_BHWC: np.ndarray, second_BHWC: np.ndarray) -> np.ndarray:
     """Flow by dense inverse search on luminance."""
     import cv2
 
-    search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    cv2.setNumThreads(1)
+    search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     grey = [[cv2.cvtColor(one, cv2.COLOR_RGB2GRAY) for one in stack] for stack in (first_BHWC, second_BHWC)]
-    return np.stack([search.calc(one, two, None) for one, two in zip(*grey, strict=True)])
+    return np.stack(
+        [search.calc(one, two, np.zeros((*one.shape, 2), np.float32)) for one, two in zip(*grey, strict=True)]
+    )
 
 
 def raft(file: Path) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
@@ -114,10 +119,7 @@ def raft(file: Path) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     Raises:
         IntegrityError: the weights do not fit.
     """
-    import avrl.torchvision_ops  # noqa: F401  torchvision loads only after it
-    from torchvision.models.optical_flow import raft_large
-
-    network = raft_large(weights=None, progress=False)
+    network = torchvision.models.optical_flow.raft_large(weights=None, progress=False)
     weights.fit(network, weights.read(file), f"raft ({file})")
     network.eval().requires_grad_(False)
 
@@ -128,7 +130,7 @@ def raft(file: Path) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
         with torch.inference_mode():
             flow = network(one, two)[-1]
         back = torch.nn.functional.interpolate(flow, (size, size), mode="bilinear", antialias=True)
-        return (back * (size / side)).permute(0, 2, 3, 1).numpy()
+        return np.asarray(back.mul(size / side).permute(0, 2, 3, 1))
 
     return find
 

@@ -1,6 +1,7 @@
-"""Labels: raw -> what a robot did, one row a frame; and what is to be predicted of a pair (t, t+gap).
+"""Labels: raw -> what a robot or a hand did, one row a frame; and what is to be predicted of a pair (t, t+gap).
 
-Two rules of the data are applied here and nowhere else: the first action of every Bridge trajectory is all zero
+Every source has its own rules: those of Bridge V2 are here, those of others in the modules that `MOTION` names.
+Two rules of Bridge are applied here and nowhere else: the first action of every trajectory is all zero
 (a recording artefact, so pairs start at frame 1, as OpenVLA drops step 0), and the gripper command is binarised
 by a backward scan (above .95 open, below .05 closed, in between as the next step), as OpenVLA and Octo do.
 Copies that went through OpenVLA's own transform have had them already, and their actions are relabelled as the motion
@@ -12,11 +13,13 @@ Legend: N pairs, T frames of an episode, K target dimensions.
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
+from avrl.artifact import SCRATCH
 from avrl.errors import ConfigError, IntegrityError
 from avrl.progress import bar
 
@@ -26,6 +29,9 @@ if TYPE_CHECKING:
 
     import polars as pl
 
+    from avrl.episodes import Episode
+
+MOTION = {"egodex": "avrl.hand_motion", "lerobot": "avrl.lerobot_motion"}  # a `Motion` each; Bridge's is below
 DIMENSIONS = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 GROUPS = {"position": ("x", "y", "z"), "rotation": ("roll", "pitch", "yaw"), "gripper": ("gripper",)}
 UNITS = {"position": "m", "rotation": "rad", "gripper": "open = 1"}
@@ -47,6 +53,7 @@ class Target:
         motion_NS: How the state changes until t+gap, and what it holds then: for the ceiling ``oracle``.
         groups: Names of the K dimensions, by group, in the order of the columns.
         binary: Names of those that are 0 or 1.
+        name: What moves, where a source has several of them: each is a target of its own, over its own pairs.
     """
 
     rows: pl.DataFrame
@@ -55,6 +62,7 @@ class Target:
     motion_NS: np.ndarray
     groups: Mapping[str, tuple[str, ...]]
     binary: tuple[str, ...] = ()
+    name: str = ""
 
     @property
     def dimensions(self) -> tuple[str, ...]:
@@ -62,45 +70,106 @@ class Target:
         return tuple(name for group in self.groups.values() for name in group)
 
 
-def extract(raw: Path, frames: Path, out: Path) -> dict[str, Any]:
-    """Write ``labels.parquet`` for the episodes of a frame store: state and action of every frame of the store.
+class Motion(Protocol):
+    """What the module of a source's labels offers."""
+
+    def columns(self, raw: Path, episode: Episode, scratch: Path) -> dict[str, np.ndarray]:
+        """What was recorded of an episode: columns of one length, a row a frame of the store.
+
+        Raises:
+            IntegrityError: it is damaged or missing.
+        """
+        ...
+
+    def facts(self, labels: pl.DataFrame) -> dict[str, Any]:
+        """What is worth saying of all of it, for the manifest."""
+        ...
+
+    def targets(self, labels: pl.DataFrame, gap: int, target: str) -> list[Target]:
+        """See `targets`."""
+        ...
+
+
+def extract(raw: Path, frames: Path, out: Path, source: str = "bridge") -> dict[str, Any]:
+    """Write ``labels.parquet`` for the episodes of a frame store: what was recorded of every frame of the store.
 
     Args:
         raw: Root of the raw artifact.
         frames: Root of the frame store made of it; what was dropped there is left out here.
         out: Directory to write into.
+        source: Whose data it is.
 
     Returns:
         Counts for the manifest.
 
     Raises:
-        IntegrityError: a record is damaged; states, actions and frames differ in number; or the actions are not what
+        IntegrityError: a record is damaged; states and frames differ in number; or a robot's actions are not what
             the form of the data says.
     """
     import polars as pl
 
     from avrl.episodes import Episode
-    from avrl.sources import bridge
 
     episodes = pl.read_parquet(frames / "episodes.parquet")
-    tables, done = [], bridge.relabelled(raw)
-    fields = list(Episode.__dataclass_fields__)
-    rows = episodes.iter_rows(named=True)
-    for row in bar("labels", len(episodes), "episode", iterable=rows):
+    read = _motion(source).columns if source in MOTION else _columns
+    (out / SCRATCH).mkdir(exist_ok=True)
+    tables, fields = [], list(Episode.__dataclass_fields__)
+    for row in bar("labels", len(episodes), "episode", iterable=episodes.iter_rows(named=True)):
         episode = Episode(**{name: row[name] for name in fields})
-        state, action = bridge.robot(raw, episode)
-        _require_said(done, state, action, f"{(raw / episode.file).resolve()} ({episode.episode_id})")
-        state, action = thinned(state, action, episode.stride)
-        if len(state) != episode.length:
-            raise IntegrityError(f"{episode.episode_id}: {len(state)} states, {episode.length} frames")
-        columns = {"episode_index": [episode.episode_index] * len(state), "frame_index": np.arange(len(state))}
-        columns |= {f"state_{name}": state[:, i] for i, name in enumerate(DIMENSIONS)}
-        columns |= {f"action_{name}": action[:, i] for i, name in enumerate(DIMENSIONS)}
-        columns |= {RELABELLED: [True] * len(state)} if done else {}
-        tables.append(pl.DataFrame(columns))
+        table = pl.DataFrame(read(raw, episode, out / SCRATCH))
+        if len(table) != episode.length:
+            raise IntegrityError(f"{episode.episode_id}: {len(table)} states, {episode.length} frames")
+        index = pl.lit(episode.episode_index, pl.Int64).alias("episode_index")
+        tables.append(table.select(index, pl.int_range(pl.len(), dtype=pl.Int64).alias("frame_index"), pl.all()))
     labels = pl.concat(tables)
     labels.write_parquet(out / "labels.parquet")
-    return {"episodes": len(episodes), "frames": len(labels), **({RELABELLED: True} if done else {})}
+    more = _motion(source).facts(labels) if source in MOTION else {RELABELLED: True} if RELABELLED in labels else {}
+    return {"episodes": len(episodes), "frames": len(labels), **more}
+
+
+def targets(labels: pl.DataFrame, gap: int, target: str, source: str = "bridge") -> list[Target]:
+    """What is to be predicted of all pairs (t, t+gap) within an episode, in the order of the table; none is empty.
+
+    Args:
+        labels: ``labels.parquet``.
+        gap: Frames between the two.
+        target: One of `TARGETS`.
+        source: Whose data it is.
+
+    Raises:
+        ConfigError: the gap is longer than every episode, or there is no such target in these labels.
+    """
+    return _motion(source).targets(labels, gap, target) if source in MOTION else [pairs(labels, gap, target)]
+
+
+def starts(labels: pl.DataFrame, gap: int) -> np.ndarray:
+    """Rows (N,) of the first frames of all pairs within an episode.
+
+    Raises:
+        ConfigError: the gap is longer than every episode.
+    """
+    index = labels["episode_index"].to_numpy()
+    found = np.flatnonzero(index[gap:] == index[: len(index) - gap]) if len(index) > gap else np.zeros(0, int)
+    if not len(found):
+        raise ConfigError(f"no episode has two frames that are {gap} apart", "try a smaller --gap")
+    return found
+
+
+def _motion(source: str) -> Motion:
+    return cast("Motion", importlib.import_module(MOTION[source]))
+
+
+def _columns(raw: Path, episode: Episode, scratch: Path) -> dict[str, np.ndarray]:
+    """State and action of a Bridge trajectory."""
+    from avrl.sources import bridge
+
+    state, action = bridge.robot(raw, episode)
+    done = bridge.relabelled(raw)
+    _require_said(done, state, action, f"{(raw / episode.file).resolve()} ({episode.episode_id})")
+    state, action = thinned(state, action, episode.stride)
+    columns = {f"state_{name}": state[:, i] for i, name in enumerate(DIMENSIONS)}
+    columns |= {f"action_{name}": action[:, i] for i, name in enumerate(DIMENSIONS)}
+    return columns | ({RELABELLED: np.ones(len(state), bool)} if done else {})
 
 
 def thinned(state_TK: np.ndarray, action_TK: np.ndarray, stride: int) -> tuple[np.ndarray, np.ndarray]:

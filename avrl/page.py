@@ -37,7 +37,7 @@ GLOSSARY = {
     "0 is the mean, below 0 is worse than the mean.",
     "AUC": "Chance that an opening gripper is ranked above a closing one; 0.5 is a coin.",
     "[low, high]": "95% percentile interval, bootstrap over test episodes.",
-    "position": "Unweighted mean over x, y, z; rotation likewise over roll, pitch, yaw.",
+    "position": "Unweighted mean over x, y, z; rotation, wrist, fingertips likewise.",
     "gap": "Frames between the two pictures of a pair; seconds = gap / frame rate.",
     "readout": "Which vector of the encoder is used: cls, patch-mean, grid (3x3 pooled), m or p (a stream).",
     "pairing": "pair: the encoder f sees both frames; antisymmetric: f(t, t+gap) - f(t+gap, t), which leaves out "
@@ -46,7 +46,8 @@ GLOSSARY = {
     "outside": "An encoder with published weights, not trained here.",
     "floor": "A predictor without an encoder: mean, robot state, pixel difference at 8x8 or 16x16.",
     "unseen tasks": "Test episodes of tasks that no training episode of the probe shows.",
-    "target": "reached: state after the gap minus state before; commanded: the action sent.",
+    "target": "reached: state after the gap minus state before; commanded: the action sent. A hand's motion is along "
+    "the axes of the first frame's camera, in m: the camera's own motion is not in it.",
     "above, below": "The paired interval excludes zero; undecided: it does not.",
     "not measured": "Nobody ran it; undefined: it was run, but the target does not move.",
     "effective rank": "Exponential of the entropy of the features' singular values; near 1: collapsed.",
@@ -69,7 +70,7 @@ class Section:
 
     protocol: Protocol
     answer: Sequence[str]
-    forest: Picture
+    forest: Picture | None
     tables: Sequence[Table]
     facts: Mapping[str, str]
     notes: Sequence[str]

@@ -14,8 +14,7 @@ import polars as pl
 import vl_convert
 
 from avrl.comparison import KINDS
-from avrl.tables import wide
-from avrl.verdicts import HEADLINE
+from avrl.verdicts import heads
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -41,10 +40,8 @@ Spec = dict[str, Any]
 
 
 def forest(protocol: Protocol, width: int = 640) -> Spec:
-    """Position R2 of every row with its interval, in the order of the main table."""
-    name = HEADLINE.name
-    rows = wide(protocol.scores, [HEADLINE]).filter(pl.col(name).is_not_null())
-    rows = rows.select("label", "kind", value=name, low=f"{name}_low", high=f"{name}_high")
+    """Headline R2 of every row with its interval, in the order of the main table."""
+    rows = heads(protocol).filter(pl.col("value").is_not_null()).select("label", "kind", "value", "low", "high")
     # A row at -12 would press everything else to one side, so the axis ends at -0.5.
     lowest = max(-0.5, min([0.0, *rows["low"].drop_nulls().to_list(), *rows["value"].to_list()]))
     kinds = [kind for kind in KINDS.values() if kind in set(rows["kind"])]
@@ -54,7 +51,7 @@ def forest(protocol: Protocol, width: int = 640) -> Spec:
     )
     x = alt.X(
         "value:Q",
-        title="position R²",
+        title=f"{protocol.group} R²",
         axis=alt.Axis(tickCount=6),
         scale=alt.Scale(domain=[lowest, 1], clamp=True),
     )

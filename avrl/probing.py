@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -78,33 +78,42 @@ def score(out: File, who: Who, task: Task, given: Given) -> dict[str, Any]:
     import polars as pl
 
     episodes = pl.read_parquet(given.frames / "episodes.parquet")
-    target = labels.pairs(pl.read_parquet(cast("File", given.labels) / "labels.parquet"), task.gap, task.target)
-    parts = splits.split(target.rows, episodes, task.seed)
-    if not all(mask.any() for mask in (parts.fit_N, parts.validate_N, parts.test_N)):
+    table = pl.read_parquet(cast("File", given.labels) / "labels.parquet")
+    scores: list[dict[str, Any]] = []
+    sums: list[pl.DataFrame] = []
+    facts: list[dict[str, Any]] = []
+    tested = ", ".join(sorted(set(episodes["split"]) - {"train"})) or "a fifth of each task"
+    for target in labels.targets(table, task.gap, task.target, task.probe):
+        parts = splits.split(target.rows, episodes, task.seed)
+        if not all(mask.any() for mask in (parts.fit_N, parts.validate_N, parts.test_N)):
+            log.warning("too few episodes have pairs %d apart to probe %s", task.gap, target.name or "them")
+            continue
+        asked = replace(task, target=f"{task.target} {target.name}".strip())
+        shared = {
+            "probe": task.probe,
+            **asdict(who),
+            "gap": task.gap,
+            "gap_s": task.gap / float(episodes["fps"][0]),
+            "target": asked.target,
+            "solver": task.solver,
+            "fingerprint": fingerprint(target.rows, parts, asked),
+        }
+        first = len(scores)
+        for named, rows, whole in _judged(who, asked, given, target, parts, episodes):
+            scores += [{**shared, **named, **row} for row in rows]
+            sums.append(whole.sums({**shared, **named}))
+        if len(scores) == first:
+            raise ConfigError(f"{who.encoder} has none of the readouts asked for", "leave out --readout")
+        counts = {name: scores[first][name] for name in ("n_train", "n_test", "episodes_train", "episodes_test")}
+        facts.append({**counts, **shared, "tested": tested})
+    if not facts:
         raise ConfigError(
             f"{given.frames}: two training episodes and a held-out one with frames {task.gap} apart are needed",
             "try a smaller --gap, or prep a copy with train and val",
         )
-    shared = {
-        "probe": task.probe,
-        **asdict(who),
-        "gap": task.gap,
-        "gap_s": task.gap / float(episodes["fps"][0]),
-        "target": task.target,
-        "solver": task.solver,
-        "fingerprint": fingerprint(target.rows, parts, task),
-    }
-    scores: list[dict[str, Any]] = []
-    sums: list[pl.DataFrame] = []
-    for named, rows, whole in _judged(who, task, given, target, parts, episodes):
-        scores += [{**shared, **named, **row} for row in rows]
-        sums.append(whole.sums({**shared, **named}))
-    if not scores:
-        raise ConfigError(f"{who.encoder} has none of the readouts asked for", "leave out --readout")
     pl.DataFrame(scores, infer_schema_length=None).write_parquet(out / "scores.parquet")
     pl.concat(sums).write_parquet(out / "episodes.parquet")
-    counts = {name: scores[0][name] for name in ("n_train", "n_test", "episodes_train", "episodes_test")}
-    return {**counts, **shared}
+    return facts[0] if len(facts) == 1 else {"targets": facts}
 
 
 def fingerprint(rows: pl.DataFrame, parts: Split, task: Task) -> str:

@@ -17,7 +17,8 @@ from avrl import page, pictures, tables, typeset
 from avrl.answers import headline, sentences
 from avrl.comparison import comparable, read
 from avrl.errors import NotFoundError
-from avrl.verdicts import ABOVE, BELOW, UNDECIDED, differences
+from avrl.flow_verdict import percent_below
+from avrl.verdicts import ABOVE, BELOW, UNDECIDED, differences, heads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -71,13 +72,15 @@ def write(folder: Path, scores: Sequence[Artifact], checkpoints: Sequence[Artifa
 
 def _section(folder: Path, protocol: Protocol, resamples: int) -> page.Section:
     found = [tables.main(protocol), differences(protocol, resamples), tables.dimensions(protocol)]
-    found += [one for one in (tables.training_sets(protocol),) if one]
+    found += [one for one in (tables.training_sets(protocol), percent_below(protocol, resamples)) if one]
     for one in found:
         _write_table(folder, one)
+    measured = heads(protocol)["value"].drop_nulls().len()
+    forest = partial(pictures.forest, protocol)
     return page.Section(
         protocol=protocol,
         answer=sentences(protocol, found[1]),
-        forest=_draw(folder, f"forest-{protocol.slug}", partial(pictures.forest, protocol), page.NARROW),
+        forest=_draw(folder, f"forest-{protocol.slug}", forest, page.NARROW) if measured else None,
         tables=found,
         facts=page.protocol_facts(protocol),
         notes=page.notes(protocol),

@@ -21,10 +21,9 @@ if TYPE_CHECKING:
     from avrl.artifact import Artifact
     from avrl.comparison import Protocol
 
-POOLED = ("position", "rotation")  # groups that have a mean over their dimensions
-DIMENSIONS = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 TRAINED = {"10%": "10% of train", "1%": "1% of train", **{name: name for name in ("seen tasks", "unseen tasks")}}
 TRAINED["seen tasks minus unseen tasks"] = "cost of a new task"
+ASIDE = ("nmse", "bin-accuracy")  # of every group and dimension, in the table by dimension and in scores.csv
 NOT_MEASURED, UNDEFINED = "not measured", "undefined"
 LABEL = "encoder · readout"
 
@@ -57,7 +56,7 @@ class Column(NamedTuple):
     @property
     def metric_title(self) -> str:
         """As people write it."""
-        return {"r2": "R²", "auc": "AUC"}.get(self.metric, self.metric.replace("-", " "))
+        return {"r2": "R²", "auc": "AUC", "epe": "EPE, px"}.get(self.metric, self.metric.replace("-", " "))
 
     @property
     def name(self) -> str:
@@ -66,15 +65,16 @@ class Column(NamedTuple):
 
 
 def columns(scores: pl.DataFrame) -> list[Column]:
-    """The headline columns these scores can fill: the mean of each group; position on unseen tasks too."""
-    found = scores.filter(pl.col("split").is_in([WHOLE, UNSEEN])).select(Column._fields).unique()
-    every = [Column(**row) for row in found.iter_rows(named=True)]
-    heads = [one for one in every if one.dimension == "mean" or one.group not in POOLED]
-    heads = [one for one in heads if one.split == WHOLE or one.group == POOLED[0]]
+    """The headline columns these scores can fill: the mean of each group; the first group on unseen tasks too."""
+    found = scores.filter(pl.col("split").is_in([WHOLE, UNSEEN])).select(Column._fields).unique(maintain_order=True)
+    every = [Column(**row) for row in found.iter_rows(named=True) if row["metric"] not in ASIDE]
+    pooled = tuple(dict.fromkeys(one.group for one in every if one.dimension == "mean"))
+    heads = [one for one in every if one.dimension == "mean" or one.group not in pooled]
+    heads = [one for one in heads if one.split == WHOLE or one.group in pooled[:1]]
     # R2 of a binary gripper says little where there is AUC or accuracy; it stays in the table by dimension.
     binary = {one.group for one in heads if one.metric in ("auc", "accuracy")}
     heads = [one for one in heads if one.metric != "r2" or one.group not in binary]
-    rank = ranks((*POOLED, "gripper"))
+    rank = ranks((*pooled, "gripper"))
     return sorted(heads, key=lambda one: (rank.get(one.group, len(rank)), one.metric != "auc", one))
 
 
@@ -113,9 +113,9 @@ def main(protocol: Protocol) -> Table:
 def dimensions(protocol: Protocol) -> Table:
     """Every target dimension by itself: a pooled number hides which of them an encoder knows."""
     found = protocol.scores.filter(~pl.col("dimension").is_in(["mean", "all"]), split=WHOLE)
-    keys = found.select(Column._fields).unique().iter_rows(named=True)
-    rank = ranks(DIMENSIONS)
-    chosen = sorted((Column(**key) for key in keys), key=lambda one: (rank.get(one.dimension, 99), one))
+    keys = found.select(Column._fields).unique(maintain_order=True).iter_rows(named=True)
+    rank = ranks(tuple(found["dimension"].unique(maintain_order=True)))  # the order of the target
+    chosen = sorted((Column(**key) for key in keys), key=lambda one: (rank[one.dimension], one))
     frame = wide(protocol.scores, chosen)
     return Table(
         f"dimensions-{protocol.slug}",
@@ -127,8 +127,8 @@ def dimensions(protocol: Protocol) -> Table:
 
 
 def training_sets(protocol: Protocol) -> Table | None:
-    """Position R2 after less training, and on tasks that training knows or does not; None if none was scored so."""
-    found = protocol.others.filter(group=POOLED[0], dimension="mean", metric="r2", split=WHOLE)
+    """Headline R2 after less training, and on tasks that training knows or does not; None if none was scored so."""
+    found = protocol.others.filter(group=protocol.group, dimension="mean", metric="r2", split=WHOLE)
     frame = protocol.scores.select(*ROW, "kind", "label", "dims").unique(ROW, keep="first", maintain_order=True)
     chosen = [name for name in TRAINED if name in found["train"]]
     if not chosen:
@@ -144,9 +144,9 @@ def training_sets(protocol: Protocol) -> Table | None:
     return Table(
         f"training-sets-{protocol.slug}",
         "New tasks and few examples",
-        "Position R². With a share of the training episodes only; and for tasks that training lacks, beside the same "
-        "test episodes after as many training episodes of all tasks: their difference is what a new task costs. Not "
-        "measured where there were fewer training pairs than features.",
+        f"{protocol.group.capitalize()} R². With a share of the training episodes only; and for tasks that training "
+        "lacks, beside the same test episodes after as many training episodes of all tasks: their difference is what a "
+        "new task costs. Not measured where there were fewer training pairs than features.",
         frame.drop("label"),
         view,
     )

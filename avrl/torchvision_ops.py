@@ -1,4 +1,4 @@
-"""timm, also where torchvision's compiled half does not load. Take timm from here and nowhere else.
+"""timm and torchvision, also where the latter's compiled half does not load. Take both from here and nowhere else.
 
 Beside a CPU-only torch, PyPI's torchvision (built for CUDA) cannot load its ``_C`` library; its import then
 dies with "operator torchvision::nms does not exist", and timm imports torchvision unguarded. Torchvision only
@@ -41,5 +41,6 @@ cure()
 
 # By this call and not by a statement: sorted imports would put it before the cure.
 timm: Any = importlib.import_module("timm")
+torchvision: Any = importlib.import_module("torchvision")
 
-__all__ = ["cure", "timm"]
+__all__ = ["cure", "timm", "torchvision"]

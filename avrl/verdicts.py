@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 ABOVE, BELOW, UNDECIDED = "above", "below", "undecided"
 TWIN, PIXELS, OUTSIDE = "untrained twin", f"floor {FLOOR}", "best outside"
-GROUP = "position"
-HEADLINE = Column(GROUP, "r2", WHOLE, "mean")
 NUMBERS = {
     **dict.fromkeys([*ROW, "name", "label", "kind", "split", "against", "other", "verdict", "note"], pl.String),
     **dict.fromkeys(["difference", "low", "high"], pl.Float64),
@@ -42,8 +40,8 @@ class Measured(NamedTuple):
 
 
 def differences(protocol: Protocol, resamples: int = N_RESAMPLES) -> Table:
-    """Position R2 of each pretrained row minus its untrained twin, the pixel floor, the best outside row."""
-    rows = wide(protocol.scores, [HEADLINE]).to_dicts()
+    """Headline R2 of each pretrained row minus its untrained twin, the pixel floor, the best outside row."""
+    rows = heads(protocol).to_dicts()
     compare = _Comparison(protocol, resamples)
     splits = [WHOLE] + [UNSEEN] * (not protocol.scores.filter(split=UNSEEN).is_empty())
     found = [
@@ -56,11 +54,18 @@ def differences(protocol: Protocol, resamples: int = N_RESAMPLES) -> Table:
     best = best_outside(rows)
     named = f" ({best['label']})" if best else ""
     caption = (
-        "Position R² of a row minus that of its untrained twin, of the pixel-difference floor, of the best "
-        f"outside row{named}: paired, on the same draws of test episodes, [95% interval]. Above / below: the "
+        f"{protocol.group.capitalize()} R² of a row minus that of its untrained twin, the pixel-difference floor, and "
+        f"the best outside row{named}: paired, on the same draws of test episodes, [95% interval]. Above / below: the "
         "interval excludes zero. The best outside row was chosen on these same scores, which favours it."
     )
     return Table(f"differences-{protocol.slug}", "Differences", caption, frame, _view(frame))
+
+
+def heads(protocol: Protocol) -> pl.DataFrame:
+    """One row an encoder and readout, with its headline R2 as `value`, `low` and `high`."""
+    head = Column(protocol.group, "r2", WHOLE, "mean")
+    names = {head.name: "value", f"{head.name}_low": "low", f"{head.name}_high": "high"}
+    return wide(protocol.scores, [head]).rename(names)
 
 
 def _view(frame: pl.DataFrame) -> pl.DataFrame:
@@ -105,9 +110,9 @@ def _opponents(row: Row, rows: list[Row]) -> Iterator[tuple[str, Row | None, str
 
 
 def best_outside(rows: list[Row]) -> Row | None:
-    """The outside row of highest position R2 over all test tasks."""
-    known = [one for one in rows if one["init"] == "pretrained" and one[HEADLINE.name] is not None]
-    return max(known, key=lambda one: (one[HEADLINE.name], one["label"]), default=None)
+    """The outside row of highest headline R2 over all test tasks."""
+    known = [one for one in rows if one["init"] == "pretrained" and one["value"] is not None]
+    return max(known, key=lambda one: (one["value"], one["label"]), default=None)
 
 
 def _entry(row: Row, split: str, against: str, other: Row | None, measured: Measured | str) -> Row:
@@ -138,7 +143,7 @@ class _Comparison:
     def __init__(self, protocol: Protocol, resamples: int) -> None:
         self._resamples = resamples
         self._draws: dict[int, Any] = {}
-        moving = protocol.scores.filter(pl.col("value").is_not_null(), group=GROUP, metric="r2")
+        moving = protocol.scores.filter(pl.col("value").is_not_null(), group=protocol.group, metric="r2")
         self._dimensions = {
             split: sorted(set(moving.filter(split=split)["dimension"]) - {"mean"}) for split in (WHOLE, UNSEEN)
         }

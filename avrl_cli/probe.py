@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from avrl.errors import ConfigError, NotFoundError
+from avrl.stages import fetch, flow, prep
 from avrl.stages.features import FEATURES
 from avrl.stages.prep import whole
 from avrl.stages.pretrain import OBJECTIVES, network
@@ -35,7 +37,10 @@ ALONG = ("random", "pixels")  # untrained twins and pixel floors: scored along w
 def command(
     session: Session,
     config: ProbeConfig,
-    what: Annotated[Literal["bridge"], typer.Argument(help="What to predict: bridge (robot actions)")],
+    what: Annotated[
+        Literal["bridge", "egodex", "lerobot", "flow"],
+        typer.Argument(help="What to predict: motion of robots (bridge, lerobot) or of hands (egodex); optical flow"),
+    ],
     encoder: Annotated[
         list[str] | None,
         typer.Option(help="two-stream, a checkpoint's name, dinov2, clip, r3m, timm:NAME ...; several, with commas"),
@@ -46,6 +51,7 @@ def command(
         typer.Option(help="Whose frames, if not those that the probe is about", show_default=False),
     ] = "",
     frames: Annotated[str, typer.Option(help="Which frame store, if there are several")] = "",
+    origin: Annotated[str, typer.Option("--from", help="Folder with the data, linked and prepared by the way")] = "",
 ) -> None:
     """Probe frozen encoders with closed-form ridge. Floors and untrained twins are scored along."""
     names = [name for name in dict.fromkeys(listed(encoder or [])) if name not in (*ALONG, *KINDS[what].floors)]
@@ -58,6 +64,12 @@ def command(
     source = kind.source if on in ("", "sample") else on
     if kind.labelled and source != kind.source:
         raise ConfigError(f"{what} is about frames of {kind.source}, not of {on}", "leave out --on")
+    if origin and on == "sample":
+        raise ConfigError("--from does not go with the sample", "leave out --on")
+    raw = _linked(session, source, origin) if origin else None
+    if origin and raw is None:
+        session.missing("frames", f"avrl prep {source} --from {origin} makes them")
+        return
     store = session.store.resolve(
         "frames",
         frames,
@@ -65,9 +77,10 @@ def command(
             whole(one)
             and one.manifest.facts["source"] == source
             and (on != "sample" or one.ref.startswith(f"{source}-sample-"))
+            and (raw is None or one.manifest.input("raw").digest == raw.digest)
         ),
-        what=f"frames of {source}",
-        make=f"avrl prep {on or source}",
+        what=f"frames of {source}" + (f" in {origin}" if origin else ""),
+        make=f"avrl prep {on or source}" + (f" --from {origin}" if origin else ""),
         option="--frames",
     )
     require_split(store, config.gap)
@@ -76,8 +89,21 @@ def command(
     labels = _labels(session, store) if kind.labelled else None
     floors = [one for one in kind.floors if config.solver == "ridge" or one not in UNSEEING]
     for gap in config.gap:
+        labels = _flow(session, config, gap, store) if kind.flow else labels
         for entry in [*(Entry(name, "none") for name in floors), *entries]:
             _score(session, config, entry, (what, gap), store, labels)
+
+
+def _linked(session: Session, source: str, origin: str) -> Artifact | None:
+    """A local copy as a raw artifact that has a frame store; None if a dry run finds it has none yet."""
+    asked = fetch.settled(fetch.FetchConfig(source=source, origin=origin))
+    for line in fetch.licence(asked):
+        session.say(line)
+    raw = session.run(fetch.STAGE, asked, {})
+    stores = [one for one in session.store.artifacts("frames") if whole(one) and raw]
+    if raw and not any(one.manifest.input("raw").digest == raw.digest for one in stores):
+        return raw if session.run(prep.STAGE, prep.PrepConfig(), {"raw": raw}) else None
+    return raw
 
 
 def _labels(session: Session, store: Artifact) -> Artifact | None:
@@ -91,6 +117,23 @@ def _labels(session: Session, store: Artifact) -> Artifact | None:
         make=f"avrl fetch {source}",
     )
     return session.run(LABELS, LabelsConfig(), {"raw": raw, "frames": store})
+
+
+def _flow(session: Session, config: ProbeConfig, gap: int, store: Artifact) -> Artifact | None:
+    from avrl.artifact import sha256_of
+
+    file = Path(config.teacher_weights) if config.teacher_weights else None
+    if file and not file.is_file():
+        raise NotFoundError(f"no weights file {file}", "pass torchvision's file of RAFT-large as --teacher-weights")
+    asked = flow.FlowConfig(
+        gap=gap,
+        pairs=config.pairs,
+        seed=config.seed,
+        teacher=config.teacher,
+        weights=sha256_of(file) if file else "",
+        weights_path=config.teacher_weights,
+    )
+    return session.run(flow.STAGE, asked, {"frames": store})
 
 
 def _entries(session: Session, name: str, weights: str) -> list[Entry]:
@@ -143,7 +186,7 @@ def _score(
         found = session.run(FEATURES, wanted, {"frames": store, **own}, f"{store.manifest.facts['frames']} frames")
         if found:
             inputs["features"] = found
-    if (kind.labelled and labels is None) or (wanted and "features" not in inputs):
+    if ((kind.labelled or kind.flow) and labels is None) or (wanted and "features" not in inputs):
         session.missing("scores", f"{entry.name} ({entry.init}): its features or labels are to be made first")
         return
     inputs |= {"labels": labels} if labels else {}

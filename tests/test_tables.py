@@ -1,5 +1,7 @@
 """What is compared with what: numbers arrive unchanged, protocols stay apart, differences are paired."""
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
@@ -41,6 +43,30 @@ def test_numbers_are_those_put_in(cache):
         assert cell == "{value:.3f} [{low:.3f}, {high:.3f}]".format(**expected)
     x = given.filter(dimension="x", split="val")["value"].item()
     assert dimensions(protocol).view["x R²"][0].startswith(f"{x:.3f} ")
+
+
+def test_targets_of_other_names_stand_in_their_own_order(cache):
+    """A hand: its wrist is what the headline is about, its fingertips are pooled too, dimensions stay as they came."""
+    (protocol,) = protocols(cache, TRAINED, RANDOM, *FLOORS)
+    groups = {"position": "right wrist", "rotation": "right fingertips"}
+    dimensions_of = {"x": "wrist x", "y": "wrist b", "z": "wrist a", "roll": "thumb x"}
+    hand = replace(
+        protocol,
+        scores=protocol.scores.filter(pl.col("group") != "gripper").with_columns(
+            pl.col("group").replace(groups), pl.col("dimension").replace(dimensions_of)
+        ),
+        episodes=protocol.episodes.with_columns(pl.col("dimension").replace(dimensions_of)),
+    )
+    titles = ["right wrist R²", "right wrist R², unseen tasks", "right fingertips R²"]
+    assert main(hand).view.columns == [LABEL, "kind", *titles, "dims"]
+    order = ["wrist x", "wrist b", "wrist a", "thumb x", "pitch", "yaw"]
+    assert dimensions(hand).view.columns == [LABEL, "kind", *(f"{one} R²" for one in order), "dims"]
+    table, same = differences(hand, 50), differences(protocol, 50)
+    assert table.caption.startswith("Right wrist R² of a row")
+    assert table.numbers["difference"].drop_nulls().to_list() == pytest.approx(
+        same.numbers["difference"].drop_nulls().to_list()
+    )
+    assert "above the untrained twin in right wrist R²" in sentences(hand, table)[0]
 
 
 def test_headline_columns_hold_no_r2_of_a_binary_gripper():

@@ -8,13 +8,13 @@ into the state. That name is how it is known (`relabelled`), so that no rule is 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from avrl.claims import AGAIN
 from avrl.errors import IntegrityError
 from avrl.labels import DIMENSIONS
 from avrl.sources.bridge_rlds import SHARDS
-from avrl.sources.lerobot import FOLDER, dataset, frames, linked, survey
+from avrl.sources.lerobot import FOLDER, dataset, frames, linked, names_of, survey
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,7 +59,7 @@ def relabelled(raw: Path) -> bool:
     """Whether OpenVLA's transform made this copy: its state is padded."""
     from avrl.lerobot import load
 
-    return any(PAD in _names(load(place), STATE) for place in (raw / FOLDER).glob("*"))
+    return any(PAD in names_of(load(place), STATE) for place in (raw / FOLDER).glob("*"))
 
 
 def _places(data: Dataset, column: str) -> list[int]:
@@ -68,7 +68,7 @@ def _places(data: Dataset, column: str) -> list[int]:
     Raises:
         IntegrityError: it is not said: there are names, but others, or there are none and not 7 numbers.
     """
-    names = _names(data, column)
+    names = names_of(data, column)
     shape = data.features.get(column, {}).get("shape")
     placeless = names == sorted(names) and all(PLACELESS.fullmatch(one) for one in names)
     if shape == [7] and len(names) in (0, 1, 7) and placeless:
@@ -79,25 +79,3 @@ def _places(data: Dataset, column: str) -> list[int]:
             f"{data.root}: {column} is ({said:.120}), not {', '.join(DIMENSIONS)}", "its frames are: avrl fetch lerobot"
         )
     return [names.index(one) for one in DIMENSIONS]
-
-
-def _names(data: Dataset, column: str) -> list[str]:
-    """Names of a column's numbers, lower case: a list, lists in groups or under a word, or a table name -> place.
-
-    Empty if nothing is said; what is said in another shape stays as it is, to be refused.
-    """
-    said = data.features.get(column, {}).get("names")
-    found = []
-    for one in _listed(said):
-        found += _listed(one)
-    return [str(one).lower() for one in found]
-
-
-def _listed(said: Any) -> list[Any]:
-    """What a list, a table of groups or a table name -> place holds, in order; anything else is one name."""
-    if isinstance(said, dict):
-        places = list(said.values())
-        if all(type(one) is int for one in places):
-            return sorted(said, key=said.__getitem__) if sorted(places) == list(range(len(places))) else [str(said)]
-        return places
-    return said if isinstance(said, list) else [] if said is None else [said]

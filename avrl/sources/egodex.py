@@ -6,6 +6,7 @@ arXiv:2505.11709. Sizes are Content-Lengths that users of the data published; ``
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import itertools
@@ -14,6 +15,8 @@ import uuid
 import zipfile
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from avrl import remotezip, video, zips
 from avrl.episodes import Dropped, Episode
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    import numpy as np
+    import h5py
 
     from avrl.episodes import View
     from avrl.remotezip import RemoteZip
@@ -41,6 +44,7 @@ BYTES = {
 PARTS = (*BYTES, "extra", "sample")
 DEFAULT_PARTS = ("part1",)
 LICENCE = "EgoDex: CC-BY-NC-ND 4.0 (non-commercial; do not redistribute frames, stores or other derivatives)"
+AGAIN = "fetch the part again, or list it as dropped with --on-error drop"
 SAMPLE_LICENCE = "avrl sample: rendered from Meta-World (MIT)"
 
 
@@ -149,27 +153,64 @@ def frames(raw: Path, episode: Episode, view: View, scratch: Path) -> tuple[Epis
         MismatchError: clip and poses differ in length.
         DecodeError: see `avrl.video`.
     """
-    place = raw / episode.file
-    name = f"{place}:{episode.member}" if place.suffix == ".zip" else str(raw / episode.member)
-    clip_path, pose_path = raw / episode.member, raw / PurePosixPath(episode.member).with_suffix(".hdf5")
-    if place.suffix == ".zip":
-        clip_path, pose_path = scratch / f"{_worker()}.mp4", scratch / f"{_worker()}.hdf5"
-        for target in (clip_path, pose_path):
-            member = str(PurePosixPath(episode.member).with_suffix(target.suffix))
-            if _is_remote(place):
-                _remote(place).copy(member, target)
-            else:
-                zips.copy_member(_archive(place), member, target)
-    poses, language, sure = _poses(pose_path, name.removesuffix(".mp4") + ".hdf5")
+    (clip_path, name), (pose_path, poses_name) = (_file(raw, episode, ending, scratch) for ending in (".mp4", ".hdf5"))
+    poses, language, sure = _poses(pose_path, poses_name)
     clip = video.Clip(clip_path, name)
     if clip.frames != poses:
-        raise MismatchError(
-            f"{name}: the clip has {clip.frames} frames, its hdf5 has {poses} poses",
-            "fetch the part again, or list it as dropped with --on-error drop",
-        )
+        raise MismatchError(f"{name}: the clip has {clip.frames} frames, its hdf5 has {poses} poses", AGAIN)
     stride = view.stride(clip.fps, name)
     opened = episode.opened(clip.frames, clip.fps, stride, language=language, task=episode.task, unsure=not sure)
     return opened, clip.decode(view)
+
+
+def skeleton(
+    raw: Path, episode: Episode, joints: tuple[str, ...], scratch: Path
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What moved in an episode, at every frame of the source.
+
+    Returns:
+        The camera's pose in the world (T, 4, 4), z forward and y down; where J joints are in the world, in m (T, J, 3);
+        how sure that is, 0 to 1 (T, J), NaN where it is not said. All float32.
+
+    Raises:
+        IntegrityError: the zip's checksum, or the pose file: it lacks a joint, or has not one pose a frame.
+    """
+    path, name = _file(raw, episode, ".hdf5", scratch)
+    with _reading(path, name) as file:
+        shape = (len(file["transforms/camera"]), 4, 4)
+        camera = _array(file, "transforms/camera", shape, name)
+        at = np.stack([_array(file, f"transforms/{joint}", shape, name)[:, :3, 3] for joint in joints], 1)
+        sure = np.full(at.shape[:2], np.nan, np.float32)
+        if "confidences" in file:
+            for j, joint in enumerate(joints):
+                sure[:, j] = np.nan_to_num(_array(file, f"confidences/{joint}", shape[:1], name))
+    return camera, at, sure
+
+
+def _array(file: h5py.File, key: str, shape: tuple[int, ...], name: str) -> np.ndarray:
+    """A data set of this shape.
+
+    Raises:
+        IntegrityError: it is not there, or of another shape.
+    """
+    found = np.asarray(file[key], np.float32) if key in file else None
+    if found is None or found.shape != shape:
+        said = "has no" if found is None else f"has {found.shape} numbers, not {shape}, in"
+        raise IntegrityError(f"{name} {said} {key}", "fetch the part again")
+    return found
+
+
+def _file(raw: Path, episode: Episode, ending: str, scratch: Path) -> tuple[Path, str]:
+    """A file of an episode and its name for errors: out of a zip it is put into scratch, over the one before."""
+    place, member = raw / episode.file, str(PurePosixPath(episode.member).with_suffix(ending))
+    if place.suffix != ".zip":
+        return raw / member, str(raw / member)
+    target = scratch / f"{_worker()}{ending}"
+    if _is_remote(place):
+        _remote(place).copy(member, target)
+    else:
+        zips.copy_member(_archive(place), member, target)
+    return target, f"{place}:{member}"
 
 
 @functools.cache
@@ -203,17 +244,27 @@ def _remote(path: Path) -> RemoteZip:
 
 def _poses(path: Path, name: str) -> tuple[int, str, bool]:
     """Number of poses, the instruction, and whether ``confidences`` are there: absent means unknown, not zero."""
+    with _reading(path, name) as file:
+        attributes = dict(file.attrs)
+        chosen = "2" if str(attributes.get("which_llm_description", "1")) == "2" else ""
+        language = attributes.get(f"llm_description{chosen}", attributes.get("task", ""))
+        return int(file["transforms/camera"].shape[0]), str(language), "confidences" in file
+
+
+@contextlib.contextmanager
+def _reading(path: Path, name: str) -> Iterator[h5py.File]:
+    """An open pose file; what is wrong with it is told with its name.
+
+    Raises:
+        IntegrityError: it is damaged.
+    """
     import h5py
 
     try:
         with h5py.File(path, "r") as file:
-            attributes = dict(file.attrs)
-            chosen = "2" if str(attributes.get("which_llm_description", "1")) == "2" else ""
-            language = attributes.get(f"llm_description{chosen}", attributes.get("task", ""))
-            return int(file["transforms/camera"].shape[0]), str(language), "confidences" in file
+            yield file
+    except IntegrityError:
+        raise
     except (OSError, LookupError, RuntimeError, TypeError, ValueError, AttributeError) as error:
         words = str(error).replace(str(path), name)
-        raise IntegrityError(
-            f"{name} is no EgoDex pose file: {words}",
-            "fetch the part again, or list it as dropped with --on-error drop",
-        ) from error
+        raise IntegrityError(f"{name} is no EgoDex pose file: {words}", AGAIN) from error

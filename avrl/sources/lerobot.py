@@ -7,7 +7,7 @@ views with black) is told by content: in up to three episodes spread over the li
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -163,6 +163,28 @@ def pictures(data: Dataset, index: int, name: str, view: View) -> Iterator[np.nd
 def dataset(raw: Path, episode: Episode) -> Dataset:
     """The data set that an episode is of."""
     return load(raw / "/".join(episode.file.split("/")[:2]))
+
+
+def names_of(data: Dataset, column: str) -> list[str]:
+    """Names of a column's numbers, lower case: a list, lists in groups or under a word, or a table name -> place.
+
+    Empty if nothing is said; what is said in another shape stays as it is, to be refused.
+    """
+    said = data.features.get(column, {}).get("names")
+    found = []
+    for one in _listed(said):
+        found += _listed(one)
+    return [str(one).lower() for one in found]
+
+
+def _listed(said: Any) -> list[Any]:
+    """What a list, a table of groups or a table name -> place holds, in order; anything else is one name."""
+    if isinstance(said, dict):
+        places = list(said.values())
+        if all(type(one) is int for one in places):
+            return sorted(said, key=said.__getitem__) if sorted(places) == list(range(len(places))) else [str(said)]
+        return places
+    return said if isinstance(said, list) else [] if said is None else [said]
 
 
 def frames(raw: Path, episode: Episode, view: View, scratch: Path) -> tuple[Episode, Iterator[np.ndarray]]:

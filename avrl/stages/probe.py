@@ -1,4 +1,4 @@
-"""The stages behind ``probe``, but for features: labels (what the robot did) and scores (the probe)."""
+"""The stages behind ``probe``, but for features: labels (what a robot or a hand did) and scores (the probe)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from avrl.stages.features import FeaturesConfig, called, frozen
 if TYPE_CHECKING:
     from avrl.artifact import Artifact
 
-UNSEEING = ("mean", "state", "oracle")  # floors, and a ceiling, that need no features
+UNSEEING = ("mean", "state", "oracle", "zero")  # floors, and a ceiling, that need no features
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Kind:
         floors: What is scored along with every encoder.
         labelled: It needs labels of the raw data.
         dense: It encodes patches by itself; else it reads features.
+        flow: Its labels are optical flow.
     """
 
     source: str
@@ -36,17 +37,21 @@ class Kind:
     floors: tuple[str, ...]
     labelled: bool = False
     dense: bool = False
+    flow: bool = False
 
 
 MOTION = ("mean", "state", "pixels-8", "pixels-16", "oracle")
 KINDS = {
     "bridge": Kind("bridge", "avrl.probing", MOTION, labelled=True),
+    "egodex": Kind("egodex", "avrl.probing", MOTION, labelled=True),
+    "lerobot": Kind("lerobot", "avrl.probing", MOTION, labelled=True),
+    "flow": Kind("egodex", "avrl.flow", ("mean", "zero", "pixels-8", "pixels-16"), dense=True, flow=True),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelsConfig:
-    """States and actions of every frame; nothing to choose."""
+    """What was recorded of every frame; nothing to choose."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +105,7 @@ def require_split(store: Artifact, gaps: tuple[int, ...]) -> None:
 def _build_labels(config: LabelsConfig, inputs: Inputs, out: Path) -> Built:
     from avrl.labels import extract
 
-    return Built(extract(inputs["raw"].root, inputs["frames"].root, out))
+    return Built(extract(inputs["raw"].root, inputs["frames"].root, out, inputs["raw"].manifest.config["source"]))
 
 
 def _build_scores(config: ScoresConfig, inputs: Inputs, out: Path) -> Built:
@@ -168,12 +173,19 @@ class ProbeConfig:
         "ridge"
     )
     samples: Annotated[int, Opt("Pairs that an attentive probe sees in training")] = 100_000
+    pairs: Annotated[int, Opt("Pairs at most that flow is found of, spread over episodes")] = 2000
+    teacher: Annotated[
+        Literal["dis", "raft"], Opt("Who finds the flow: OpenCV's DIS, or RAFT by --teacher-weights")
+    ] = "dis"
+    teacher_weights: Annotated[str, Opt("torchvision's file of RAFT-large", runtime=True)] = ""
     batch_size: Annotated[int, Opt("Rows a forward pass", runtime=True)] = 64
     device: Annotated[Literal["auto", "cpu"], Opt("auto: a GPU if there is one", runtime=True)] = "auto"
 
     def __post_init__(self) -> None:
         if not self.gap or min(self.gap) < 1:
             raise ConfigError(f"--gap {','.join(map(str, self.gap))} is not a list of positive numbers of frames")
+        if (self.teacher == "raft") != bool(self.teacher_weights):
+            raise ConfigError("--teacher raft and --teacher-weights go together", "fetch them from torchvision")
         if self.samples < self.batch_size:
             raise ConfigError(f"--samples {self.samples} is less than one batch of {self.batch_size}")
         if self.resamples < 100 or self.batch_size < 1:
@@ -237,7 +249,7 @@ class Entry:
             checkpoint=self.checkpoint.ref if self.checkpoint else "",
             gap=gap,
             target=config.target if kind.labelled else "",
-            readout=config.readout,
+            readout=() if self.init == "none" else config.readout,  # floors have their own
             seed=config.seed,
             resamples=config.resamples,
             solver=config.solver if kind.labelled else "ridge",

@@ -54,4 +54,4 @@ def _build(config: ReportConfig, given: Inputs, folder: Path) -> Built:
     return Built(facts=report.write(folder, scores, checkpoints, config.resamples))
 
 
-STAGE = Stage(name="tables", version=2, config=ReportConfig, slug=_slug, build=_build)
+STAGE = Stage(name="tables", version=3, config=ReportConfig, slug=_slug, build=_build)

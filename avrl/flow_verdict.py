@@ -1,0 +1,73 @@
+"""The plan's hypothesis of flow: an end-point error at least 20% below DINOv2's. Pass, fail, or undecided.
+
+A percentage is paired: both errors on the same draws of the same test episodes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from avrl.comparison import ROW, Protocol
+from avrl.intervals import interval, weights
+from avrl.tables import LABEL, NOT_MEASURED, Table
+
+REFERENCE, PERCENT = "dinov2", 20.0
+PASS, FAIL, UNDECIDED = "pass", "fail", "undecided"
+METRIC = "epe"
+NUMBERS: dict[str, Any] = {**dict.fromkeys([*ROW, "kind", "label", "verdict"], pl.String)}
+NUMBERS |= dict.fromkeys(["percent_below", "low", "high"], pl.Float64) | {"episodes": pl.Int64}
+
+
+def percent_below(protocol: Protocol, resamples: int) -> Table | None:
+    """How far below DINOv2's the error of each learned row is; None if these are no scores of flow."""
+    found = protocol.scores.filter(metric=METRIC)
+    if found.is_empty():
+        return None
+    learned = found.filter(pl.col("init").is_in(["trained", "pretrained"]))
+    reference = found.filter(encoder=REFERENCE, init="pretrained").head(1)
+    other = _sums(protocol, reference.row(0, named=True)) if reference.height else None
+    rows = []
+    for row in learned.unique(ROW, keep="first", maintain_order=True).iter_rows(named=True):
+        if row["encoder"] == REFERENCE:
+            continue
+        named = {name: row[name] for name in (*ROW, "kind", "label")}
+        rows.append({**named, **_compared(_sums(protocol, row), other, resamples)})
+    frame = pl.DataFrame(rows, schema=NUMBERS)
+    view = frame.select(pl.col("label").alias(LABEL), "kind").with_columns(
+        pl.Series("EPE below DINOv2's", [_said(one) for one in frame.iter_rows(named=True)], pl.String)
+    )
+    caption = (
+        f"Hypothesis: the end-point error is at least {PERCENT:.0f}% below that of {REFERENCE}. Pass: so is the whole "
+        "95% interval (paired, over episodes); fail: none of it is. Nobody has published such a gain: it is a hypothesis."
+    )
+    return Table(f"flow-verdict-{protocol.slug}", "Flow beside DINOv2", caption, frame.drop("label"), view)
+
+
+def _sums(protocol: Protocol, row: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Test episodes, their places, and the sum of their errors."""
+    part = protocol.episodes.filter(*(pl.col(name) == row[name] for name in ROW), dimension="all").sort("episode_index")
+    return part["episode_index"].to_numpy(), part["n"].to_numpy(), part["sum_y"].to_numpy()
+
+
+def _compared(
+    one: tuple[np.ndarray, np.ndarray, np.ndarray],
+    other: tuple[np.ndarray, np.ndarray, np.ndarray] | None,
+    resamples: int,
+) -> dict[str, Any]:
+    if other is None or not np.array_equal(one[0], other[0]) or not np.array_equal(one[1], other[1]):
+        return {"verdict": NOT_MEASURED, "percent_below": None, "low": None, "high": None, "episodes": len(one[0])}
+    drawn = weights(len(one[0]), resamples)
+    value = 100 * (1 - one[2].sum() / other[2].sum())  # the same places: their number cancels
+    given = interval(np.array(value), 100 * (1 - (drawn @ one[2]) / (drawn @ other[2])), len(one[0]))
+    low, high = float(given.low), float(given.high)
+    verdict = PASS if low >= PERCENT else FAIL if high < PERCENT else UNDECIDED
+    return {"verdict": verdict, "percent_below": float(value), "low": low, "high": high, "episodes": len(one[0])}
+
+
+def _said(row: dict[str, Any]) -> str:
+    if row["percent_below"] is None:
+        return f"{NOT_MEASURED}: no {REFERENCE} on these pairs"
+    return f"{row['percent_below']:+.1f}% [{row['low']:+.1f}, {row['high']:+.1f}] {row['verdict']}"

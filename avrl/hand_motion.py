@@ -1,0 +1,133 @@
+"""What the hands of EgoDex do: wrists and fingertips, as the camera of the first frame sees them move.
+
+The target of a pair is R^T (p' - p): p and p' are where a joint is in the world at t and t+gap, R is how the camera is
+turned at t. The camera's own motion is not in it; absolute positions would not compare across recording sessions. Each
+hand is a target of its own, over the pairs in which all of its joints are sure at both frames: `SURE` or more, or it
+is not said how sure they are. A joint of which the data says so, and that it is never sure of, is left out.
+Source: Hoque et al. 2025, arXiv:2505.11709, whose files `avrl.sources.egodex` reads; .3 is what its users filter by.
+
+Legend: T frames, N pairs, J joints.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from avrl.errors import ConfigError
+from avrl.labels import Target, starts
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import polars as pl
+
+    from avrl.episodes import Episode
+
+SURE = 0.3
+NO_POSE = -1.0  # stands for the confidence where a pose is not finite: never sure, whatever the file says
+SIDES = ("left", "right")
+WRIST = "wrist"
+JOINTS = {WRIST: "Hand", "thumb": "ThumbTip"}  # what a row of scores calls it -> what EgoDex does, after the side
+JOINTS |= {finger: f"{finger.title()}FingerTip" for finger in ("index", "middle", "ring", "little")}
+NAMES = tuple(side + joint for side in SIDES for joint in JOINTS.values())
+AXES = ("x", "y", "z")  # of the camera: to the right, down, away from it
+TURN = [f"camera_r{row}{column}" for row in AXES for column in AXES]
+EYE = [f"camera_{axis}" for axis in AXES]
+
+
+def columns(raw: Path, episode: Episode, scratch: Path) -> dict[str, np.ndarray]:
+    """Pose of the camera, and of each joint position in the world (m) and confidence (NaN: not said; `NO_POSE`).
+
+    Raises:
+        IntegrityError: the pose file is damaged or lacks a joint.
+    """
+    from avrl.sources import egodex
+
+    camera, at, sure = (values[:: episode.stride] for values in egodex.skeleton(raw, episode, NAMES, scratch))
+    finite_T = np.isfinite(camera).all((1, 2))
+    sure = np.where(np.isfinite(at).all(2) & finite_T[:, None], sure, np.float32(NO_POSE))
+    found = dict(zip([*TURN, *EYE], [*camera[:, :3, :3].reshape(-1, 9).T, *camera[:, :3, 3].T], strict=True))
+    for j, name in enumerate(NAMES):
+        found |= {f"{name}_{axis}": at[:, j, i] for i, axis in enumerate(AXES)} | {_confidence(name): sure[:, j]}
+    return found
+
+
+def facts(labels: pl.DataFrame) -> dict[str, Any]:
+    """How many episodes do not say how sure they are, and in what share of the frames that do each joint is sure."""
+    sure_TJ = labels.select(_confidence(name) for name in NAMES).to_numpy()
+    told_T = np.asarray((sure_TJ >= 0).any(1))
+    unsure = labels["episode_index"].n_unique() - labels.filter(told_T)["episode_index"].n_unique()
+    share = dict(zip(NAMES, (sure_TJ[told_T] >= SURE).mean(0).round(4).tolist(), strict=True)) if told_T.any() else {}
+    return {"without_confidences": unsure, "sure": share}
+
+
+def targets(labels: pl.DataFrame, gap: int, target: str) -> list[Target]:
+    """The left hand and the right, where there are pairs that the data is sure of; see `avrl.labels.targets`.
+
+    Returns:
+        y in m, three numbers a joint; the state is where the joints are at t as the camera sees them, in m.
+
+    Raises:
+        ConfigError: `target` is ``commanded``, the gap is longer than every episode, or no hand is sure in any pair.
+    """
+    if target != "reached":
+        raise ConfigError("a hand obeys no command: EgoDex has motion that happened and no other", "--target reached")
+    start = starts(labels, gap)
+    found = [one for side in SIDES if (one := _hand(labels, gap, side, start)) is not None]
+    if not found:
+        raise ConfigError(
+            f"no pair of frames {gap} apart has a hand that the poses are sure of (confidence {SURE} or more)",
+            "try a smaller --gap, or other parts",
+        )
+    return found
+
+
+def _hand(labels: pl.DataFrame, gap: int, side: str, start: np.ndarray) -> Target | None:
+    """One hand, over the pairs (rows of their first frames) in which it is sure; None if there are none."""
+    sure_T, kept = np.ones(len(labels), bool), []
+    for name, joint in JOINTS.items():
+        confidence = labels[_confidence(side + joint)].to_numpy()
+        sure = confidence >= SURE
+        if sure.any() or not (confidence >= 0).any():
+            sure_T &= sure | np.isnan(confidence)
+            kept.append(name)
+    start = start[sure_T[start] & sure_T[start + gap]]
+    if not kept or not len(start):
+        return None
+    turn_N33 = _numbers(labels[start], TURN).reshape(-1, 3, 3)
+    eye = _numbers(labels[start], EYE)
+    motion, state = [], []
+    for name in kept:
+        place = [f"{side}{JOINTS[name]}_{axis}" for axis in AXES]
+        before, after = (_numbers(labels[rows], place) for rows in (start, start + gap))
+        motion.append(_seen(turn_N33, after - before))
+        state.append(_seen(turn_N33, before - eye))
+    y_NK = np.concatenate(motion, 1)
+    groups = {WRIST: [one for one in kept if one == WRIST], "fingertips": [one for one in kept if one != WRIST]}
+    return Target(
+        labels[start].select("episode_index", "frame_index"),
+        y_NK,
+        np.concatenate(state, 1),
+        y_NK,
+        {
+            f"{side} {group}": tuple(f"{side} {name} {axis}" for name in names for axis in AXES)
+            for group, names in groups.items()
+            if names
+        },
+        name=f"{side} hand",
+    )
+
+
+def _seen(turn_N33: np.ndarray, vector_N3: np.ndarray) -> np.ndarray:
+    """Vectors in the world, along the axes of a camera that is turned so."""
+    return np.asarray(np.einsum("nji,nj->ni", turn_N33, vector_N3))
+
+
+def _numbers(labels: pl.DataFrame, names: list[str]) -> np.ndarray:
+    return np.asarray(labels.select(names).to_numpy(), np.float64)
+
+
+def _confidence(name: str) -> str:
+    return f"{name}_confidence"
