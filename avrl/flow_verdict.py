@@ -41,7 +41,7 @@ def percent_below(protocol: Protocol, resamples: int) -> Table | None:
     )
     caption = (
         f"Hypothesis: the end-point error is at least {PERCENT:.0f}% below that of {REFERENCE}. Pass: so is the whole "
-        "95% interval (paired, over episodes); fail: none of it is. Nobody has published such a gain: it is a hypothesis."
+        "95% interval (paired, over episodes); fail: none of it is. Nobody has published such a gain."
     )
     return Table(f"flow-verdict-{protocol.slug}", "Flow beside DINOv2", caption, frame.drop("label"), view)
 
