@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import polars as pl
 
 from avrl.artifact import LOOKS
-from avrl.comparison import ROW, UNSEEN, WHOLE, ranks
+from avrl.comparison import EVERY, ROW, UNSEEN, WHOLE, ranks
 from avrl.errors import IntegrityError
 
 if TYPE_CHECKING:
@@ -50,7 +50,8 @@ class Column(NamedTuple):
     def title(self) -> str:
         """As the header says it."""
         what = self.group if self.dimension in ("mean", "all", self.group) else self.dimension
-        return f"{what} {self.metric_title}" + {WHOLE: "", UNSEEN: ", unseen tasks"}.get(self.split, f", {self.split}")
+        where = {WHOLE: "", EVERY: "", UNSEEN: ", unseen tasks"}.get(self.split, f", {self.split}")
+        return f"{what} {self.metric_title}{where}"
 
     @property
     def metric_title(self) -> str:
@@ -65,10 +66,10 @@ class Column(NamedTuple):
 
 def columns(scores: pl.DataFrame) -> list[Column]:
     """The headline columns these scores can fill: the mean of each group; position on unseen tasks too."""
-    found = scores.filter(pl.col("split").is_in([WHOLE, UNSEEN])).select(Column._fields).unique()
+    found = scores.filter(pl.col("split").is_in([WHOLE, EVERY, UNSEEN])).select(Column._fields).unique()
     every = [Column(**row) for row in found.iter_rows(named=True)]
     heads = [one for one in every if one.dimension == "mean" or one.group not in POOLED]
-    heads = [one for one in heads if one.split == WHOLE or one.group == POOLED[0]]
+    heads = [one for one in heads if one.split != UNSEEN or one.group in (POOLED[0], "order")]
     # R2 of a binary gripper says little where there is AUC or accuracy; it stays in the table by dimension.
     binary = {one.group for one in heads if one.metric in ("auc", "accuracy")}
     heads = [one for one in heads if one.metric != "r2" or one.group not in binary]

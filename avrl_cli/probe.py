@@ -24,7 +24,10 @@ ALONG = ("random", "pixels")  # untrained twins and pixel floors: scored along w
 def command(
     session: Session,
     config: ProbeConfig,
-    what: Annotated[Literal["bridge"], typer.Argument(help="What to predict: bridge (robot actions)")],
+    what: Annotated[
+        Literal["bridge", "order", "clusters"],
+        typer.Argument(help="bridge (robot actions), order (which frame came first), clusters (tasks apart)"),
+    ],
     encoder: Annotated[
         list[str] | None,
         typer.Option(help="two-stream, a checkpoint's name, dinov2, clip, r3m, timm:NAME ...; several, with commas"),
@@ -131,4 +134,7 @@ def _score(
         session.missing("scores", f"{entry.name} ({entry.init}): its features or labels are to be made first")
         return
     inputs |= {"labels": labels} if labels else {}
+    raw_digest = store.manifest.input("raw").digest
+    raw = [one for one in session.store.artifacts("raw") if kind.told and one.digest == raw_digest]
+    inputs |= {"raw": raw[0]} if raw else {}
     session.run(SCORES, entry.scores(config, *asked), {**inputs, **(own if kind.dense else {})})

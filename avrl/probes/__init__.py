@@ -60,6 +60,7 @@ class Given:
         features: Vectors of frames or pairs; None for floors.
         encoder: Frozen, on its device.
         batch_size: Rows a forward pass.
+        raw: What the frames were made of, if it is at hand and the probe asks for it.
     """
 
     frames: Path
@@ -67,6 +68,7 @@ class Given:
     features: Path | None = None
     encoder: Encoder | None = None
     batch_size: int = 64
+    raw: Path | None = None
 
 
 class Inputs(Protocol):

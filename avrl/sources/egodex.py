@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import difflib
 import functools
+import io
 import itertools
 import re
 import uuid
 import zipfile
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from avrl import remotezip, video, zips
 from avrl.episodes import Dropped, Episode
@@ -21,7 +22,7 @@ from avrl.errors import IntegrityError, MismatchError, NotFoundError
 from avrl.sources import Remote
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     import numpy as np
@@ -170,6 +171,26 @@ def frames(raw: Path, episode: Episode, view: View, scratch: Path) -> tuple[Epis
     stride = view.stride(clip.fps, name)
     opened = episode.opened(clip.frames, clip.fps, stride, language=language, task=episode.task, unsure=not sure)
     return opened, clip.decode(view)
+
+
+def kind_of_task(raw: Path, row: Mapping[str, Any]) -> str:
+    """What EgoDex says of the task of an episode (a row of ``episodes.parquet``): ``reversible``, ``reset`` ...
+
+    Empty if its pose file does not say or is not here. A reversible task is done and undone, in as many episodes each.
+    """
+    import h5py
+
+    place, member = raw / row["file"], str(PurePosixPath(row["member"]).with_suffix(".hdf5"))
+    try:
+        if place.suffix != ".zip":
+            with h5py.File(raw / member, "r") as file:
+                return str(file.attrs.get("llm_type", ""))
+        if _is_remote(place):
+            return ""
+        with h5py.File(io.BytesIO(_archive(place).read(member)), "r") as file:
+            return str(file.attrs.get("llm_type", ""))
+    except (OSError, KeyError, NotFoundError):
+        return ""
 
 
 @functools.cache

@@ -29,6 +29,7 @@ class Kind:
         floors: What is scored along with every encoder.
         labelled: It needs labels of the raw data.
         dense: It encodes patches by itself; else it reads features.
+        told: It asks what the raw data say of their tasks, if they are at hand.
     """
 
     source: str
@@ -36,11 +37,14 @@ class Kind:
     floors: tuple[str, ...]
     labelled: bool = False
     dense: bool = False
+    told: bool = False
 
 
 MOTION = ("mean", "state", "pixels-8", "pixels-16", "oracle")
 KINDS = {
     "bridge": Kind("bridge", "avrl.probing", MOTION, labelled=True),
+    "order": Kind("egodex", "avrl.order", PAIRED, told=True),
+    "clusters": Kind("egodex", "avrl.clusters", PAIRED),
 }
 
 
@@ -163,6 +167,7 @@ def _build_scores(config: ScoresConfig, inputs: Inputs, out: Path) -> Built:
         roots.get("features"),
         _encoder(config, inputs)[0] if kind.dense and config.encoder not in UNSEEING else None,
         config.batch_size,
+        roots.get("raw"),
     )
     module = importlib.import_module(kind.module)
     return Built(module.score(out, Who(config.encoder, config.checkpoint, config.init, licence), task, given))
