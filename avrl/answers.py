@@ -23,6 +23,22 @@ def sentences(protocol: Protocol, differences: Table) -> list[str]:
     return [*_twins(found, protocol), *_floor(found, rows), *_outside(found, rows)]
 
 
+def told(protocol: Protocol) -> list[str]:
+    """What a probe says that predicts no motion: its verdicts, and where tasks lie furthest apart."""
+    rows = protocol.scores.join(headline(protocol), on="label", how="semi", maintain_order="left")
+    judged = rows.filter(split=WHOLE, metric="accuracy")
+    said = []
+    for verdict in ("pass", "undecided", "fail"):
+        here = judged.filter(verdict=verdict).to_dicts()
+        listed = ", ".join(f"{row['label']} ({_short(row, 'value')})" for row in here)
+        said += [f"Order told right in at least 90% of pairs, {verdict}: {listed}."] * bool(here)
+    near = (
+        rows.filter(group="task", metric="knn-accuracy").sort("value", descending=True, maintain_order=True).to_dicts()
+    )
+    said += [f"Neighbours tell the task best for {row['label']}: {_short(row, 'value')}." for row in near[:1]]
+    return said
+
+
 def headline(protocol: Protocol) -> pl.DataFrame:
     """One row of scores an encoder: cls where it has one; as it is for encoders of pairs, the difference for others."""
     preferred = pl.col("readout").replace_strict(ranks(READOUTS), default=99, return_dtype=pl.Int64)

@@ -27,10 +27,16 @@ READOUTS = ("cls", "patch-mean", "grid", "m", "p", "pool")
 FLOORS = ("mean", "state", "pixels-8", "pixels-16")
 FLOOR = "pixels-16"
 WHOLE, UNSEEN = "val", "val-unseen"
+EVERY = "all"  # episodes, where nothing is fitted
 
 _TEXT = ["probe", *ID, "target", "group", "dimension", "split", "metric", "fingerprint", "note"]
 _WHOLE_NUMBERS = ["dims", "gap", "n_train", "n_test", "episodes_train", "episodes_test"]
-_SINCE_3 = {"train": "all", "solver": "ridge", "licence": ""}  # columns that scores of before lack, and what they mean
+_SINCE_3 = {
+    "train": "all",
+    "solver": "ridge",
+    "licence": "",
+    "verdict": "",
+}  # columns that scores of before lack, and what they mean
 _NUMBERS = ["gap_s", "value", "low", "high", "alpha"]
 SCORES: dict[str, Any] = {**dict.fromkeys(_TEXT, pl.String), **dict.fromkeys(_WHOLE_NUMBERS, pl.Int64)}
 SCORES |= dict.fromkeys(_NUMBERS, pl.Float64) | dict.fromkeys(_SINCE_3, pl.String)
@@ -104,6 +110,7 @@ def comparable(scores: pl.DataFrame, episodes: pl.DataFrame) -> list[Protocol]:
     ranked = sorted(
         parts,
         key=lambda name: (
+            heads[name]["target"] == "",  # actions are what the report is about
             -parts[name].select(ROW).n_unique(),
             heads[name]["target"] != "reached",
             heads[name]["gap"],
@@ -116,7 +123,7 @@ def comparable(scores: pl.DataFrame, episodes: pl.DataFrame) -> list[Protocol]:
         Protocol(
             name,
             slugs[name] if shared[slugs[name]] == 1 else f"{slugs[name]}-{_slug(name)}",
-            "{probe}: {target} motion over {gap_s:.3g} s (gap {gap})".format(**heads[name]),
+            _title(heads[name]),
             "" if name == ranked[0] else _apart(heads[name], heads[ranked[0]]),
             _labelled(parts[name]),
             others.filter(fingerprint=name),
@@ -124,6 +131,23 @@ def comparable(scores: pl.DataFrame, episodes: pl.DataFrame) -> list[Protocol]:
         )
         for name in ranked
     ]
+
+
+def mapped(protocol: Protocol, artifacts: Iterable[Artifact]) -> dict[str, pl.DataFrame]:
+    """Label -> ``points.parquet`` (``task``, ``x``, ``y``), of those artifacts of a protocol that drew a map."""
+    labels = protocol.scores.select("scores", "readout", "label").unique(maintain_order=True)
+    files = {one.ref: one.root / "points.parquet" for one in artifacts}
+    found = {}
+    for ref, readout, label in labels.iter_rows():
+        points = pl.read_parquet(files[ref]) if files[ref].exists() else None
+        if points is not None and points["readout"][0] == readout:
+            found[label] = points
+    return found
+
+
+def _title(head: dict[str, Any]) -> str:
+    what = "{probe}: {target} motion" if head["target"] else "{probe}"
+    return (what + " over {gap_s:.3g} s (gap {gap})").format(**head)
 
 
 def _head(scores: pl.DataFrame) -> dict[str, Any]:

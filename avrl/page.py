@@ -46,6 +46,10 @@ GLOSSARY = {
     "outside": "An encoder with published weights, not trained here.",
     "floor": "A predictor without an encoder: mean, robot state, pixel difference at 8x8 or 16x16.",
     "unseen tasks": "Test episodes of tasks that no training episode of the probe shows.",
+    "order": "Which of two frames came first, each pair shown both ways round; controls should be at 0.5.",
+    "knn accuracy": "Share of vectors whose nearest ones, by cosine, in other episodes are mostly of the same task.",
+    "nmi, ari": "Agreement of k-means with the tasks, 1 is the same; silhouette: -1..1, above 0 tasks lie apart.",
+    "identity, motion": "Task told from one frame, or from the change alone, on held-out episodes.",
     "target": "reached: state after the gap minus state before; commanded: the action sent. A hand's motion is along "
     "the axes of the first frame's camera, in m: the camera's own motion is not in it.",
     "above, below": "The paired interval excludes zero; undecided: it does not.",
@@ -74,6 +78,7 @@ class Section:
     tables: Sequence[Table]
     facts: Mapping[str, str]
     notes: Sequence[str]
+    maps: Picture | None = None
 
 
 def render(

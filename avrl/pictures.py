@@ -30,6 +30,9 @@ KIND_SHAPES = dict(zip(KINDS.values(), ("circle", "diamond", "triangle-up", "cro
 LINES = (BLUE, ORANGE, GREEN, PURPLE, GREY, SKY)
 DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [4, 1], [10, 4])
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
+# Shapes that are told apart in black and white, one a task.
+MARKS = (*SHAPES, "triangle-left", "triangle-right", "arrow", "wedge", "M-1,-1L1,1M1,-1L-1,1", "M-1,0H1")
+REST = "other tasks"
 SKILL = "skill (points: held out)"
 RANKS = {"rank_cls": "rank of CLS (directions)", "rank_patches": "rank of patches (directions)"}
 FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
@@ -80,6 +83,31 @@ def ranks(logs: Mapping[str, pl.DataFrame], width: int = 640) -> Spec:
         for name, title in RANKS.items()
     ]
     return _finish(alt.vconcat(*panels), columns=_columns(width))
+
+
+def maps(points: Mapping[str, pl.DataFrame], width: int = 640) -> Spec:
+    """Maps of vectors, one an encoder, a point a vector, colour and shape by task; rarer tasks share a grey dot."""
+    shown = pl.concat([one.with_columns(label=pl.lit(label)) for label, one in points.items()])
+    counts = shown["task"].value_counts().sort("count", "task", descending=[True, False])
+    names = sorted(counts["task"][: len(MARKS)])
+    some = [one.gather_every(max(1, one.height // MOST_POINTS)) for one in shown.partition_by("label")]
+    rows = pl.concat(some).with_columns(task=pl.when(pl.col("task").is_in(names)).then("task").otherwise(pl.lit(REST)))
+    rest = [REST] * (REST in set(rows["task"]))
+    across = max(1, width // 200)
+    chart = (
+        alt.Chart(alt.InlineData(values=rows.select("label", "task", pl.col("x", "y").round(2)).to_dicts()))
+        .mark_point(size=16, opacity=0.8, strokeWidth=1.1)
+        .encode(
+            x=alt.X("x:Q", axis=None, scale=alt.Scale(zero=False)),
+            y=alt.Y("y:Q", axis=None, scale=alt.Scale(zero=False)),
+            color=_scale(alt.Color, "task:N", names + rest, _cycle(LINES, names) + [GREY] * len(rest)),
+            shape=_scale(alt.Shape, "task:N", names + rest, list(MARKS[: len(names)]) + ["stroke"] * len(rest)),
+        )
+        .properties(width=(width - 20 * across) // across, height=150)
+        .facet(facet=alt.Facet("label:N", title=None, sort=list(points)), columns=across)
+        .resolve_scale(x="independent", y="independent")
+    )
+    return _finish(chart, columns=_columns(width))
 
 
 def _rows(logs: Mapping[str, pl.DataFrame], quantities: Iterable[str]) -> list[dict[str, Any]]:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from avrl import page, pictures, tables, typeset
-from avrl.answers import headline, sentences
-from avrl.comparison import comparable, read
+from avrl.answers import headline, sentences, told
+from avrl.comparison import comparable, mapped, read
 from avrl.errors import NotFoundError
 from avrl.flow_verdict import percent_below
 from avrl.verdicts import ABOVE, BELOW, UNDECIDED, differences, heads
@@ -48,7 +48,10 @@ def write(folder: Path, scores: Sequence[Artifact], checkpoints: Sequence[Artifa
     if not protocols:
         raise NotFoundError("no score names its protocol", "remove the scores and probe again")
     left_out = f"{unmarked.height} numbers without a protocol fingerprint" if unmarked.height else ""
-    sections = [_section(folder, protocol, resamples) for protocol in protocols]
+    sections = [
+        _section(folder, one, resamples) if "r2" in one.scores["metric"] else _untargeted(folder, one, scores)
+        for one in protocols
+    ]
     trained = tables.training(checkpoints)
     logs = {one.ref: log for one in checkpoints if not (log := tables.log(one)).is_empty()}
     curves = _draw(folder, "training", partial(pictures.curves, logs), page.NARROW_CURVES) if logs else None
@@ -60,7 +63,8 @@ def write(folder: Path, scores: Sequence[Artifact], checkpoints: Sequence[Artifa
     html = page.render(sections, trained, (curves, ranks), scores, checkpoints, left_out)
     (folder / PAGE).write_text(html, encoding="utf-8")
     (folder / SUMMARY).write_text(summary(sections), encoding="utf-8")
-    verdicts = pl.concat([one.tables[1].numbers.select("verdict") for one in sections])["verdict"].to_list()
+    shown = [one.numbers for section in sections for one in section.tables if one.title == "Differences"]
+    verdicts = [verdict for numbers in shown for verdict in numbers["verdict"]]
     return {
         "scores": len(scores),
         "numbers": every.height,
@@ -84,6 +88,22 @@ def _section(folder: Path, protocol: Protocol, resamples: int) -> page.Section:
         tables=found,
         facts=page.protocol_facts(protocol),
         notes=page.notes(protocol),
+    )
+
+
+def _untargeted(folder: Path, protocol: Protocol, scores: Sequence[Artifact]) -> page.Section:
+    """Of a probe that predicts no motion: one table, what it says in words, and a map if it drew one."""
+    main = tables.main(protocol)
+    _write_table(folder, main)
+    points = mapped(protocol, scores)
+    return page.Section(
+        protocol=protocol,
+        answer=told(protocol),
+        forest=None,
+        tables=[main],
+        facts=page.protocol_facts(protocol),
+        notes=page.notes(protocol),
+        maps=_draw(folder, f"maps-{protocol.slug}", partial(pictures.maps, points), page.NARROW) if points else None,
     )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import polars as pl
 
 from avrl.artifact import LOOKS
-from avrl.comparison import ROW, UNSEEN, WHOLE, ranks
+from avrl.comparison import EVERY, ROW, UNSEEN, WHOLE, ranks
 from avrl.errors import IntegrityError
 
 if TYPE_CHECKING:
@@ -51,7 +51,8 @@ class Column(NamedTuple):
     def title(self) -> str:
         """As the header says it."""
         what = self.group if self.dimension in ("mean", "all", self.group) else self.dimension
-        return f"{what} {self.metric_title}" + {WHOLE: "", UNSEEN: ", unseen tasks"}.get(self.split, f", {self.split}")
+        where = {WHOLE: "", EVERY: "", UNSEEN: ", unseen tasks"}.get(self.split, f", {self.split}")
+        return f"{what} {self.metric_title}{where}"
 
     @property
     def metric_title(self) -> str:
@@ -66,11 +67,12 @@ class Column(NamedTuple):
 
 def columns(scores: pl.DataFrame) -> list[Column]:
     """The headline columns these scores can fill: the mean of each group; the first group on unseen tasks too."""
-    found = scores.filter(pl.col("split").is_in([WHOLE, UNSEEN])).select(Column._fields).unique(maintain_order=True)
+    found = scores.filter(pl.col("split").is_in([WHOLE, EVERY, UNSEEN]))
+    found = found.select(Column._fields).unique(maintain_order=True)
     every = [Column(**row) for row in found.iter_rows(named=True) if row["metric"] not in ASIDE]
     pooled = tuple(dict.fromkeys(one.group for one in every if one.dimension == "mean"))
     heads = [one for one in every if one.dimension == "mean" or one.group not in pooled]
-    heads = [one for one in heads if one.split == WHOLE or one.group in pooled[:1]]
+    heads = [one for one in heads if one.split != UNSEEN or one.group in (*pooled[:1], "order")]
     # R2 of a binary gripper says little where there is AUC or accuracy; it stays in the table by dimension.
     binary = {one.group for one in heads if one.metric in ("auc", "accuracy")}
     heads = [one for one in heads if one.metric != "r2" or one.group not in binary]

@@ -38,8 +38,11 @@ def command(
     session: Session,
     config: ProbeConfig,
     what: Annotated[
-        Literal["bridge", "egodex", "lerobot", "flow"],
-        typer.Argument(help="What to predict: motion of robots (bridge, lerobot) or of hands (egodex); optical flow"),
+        Literal["bridge", "egodex", "lerobot", "flow", "order", "clusters"],
+        typer.Argument(
+            help="What to predict: motion of robots (bridge, lerobot) or hands (egodex), optical flow, which frame "
+            "came first (order); or how tasks lie apart (clusters)"
+        ),
     ],
     encoder: Annotated[
         list[str] | None,
@@ -190,4 +193,7 @@ def _score(
         session.missing("scores", f"{entry.name} ({entry.init}): its features or labels are to be made first")
         return
     inputs |= {"labels": labels} if labels else {}
+    raw_digest = store.manifest.input("raw").digest
+    raw = [one for one in session.store.artifacts("raw") if kind.told and one.digest == raw_digest]
+    inputs |= {"raw": raw[0]} if raw else {}
     session.run(SCORES, request, {**inputs, **(own if looks(request) else {})})

@@ -15,14 +15,16 @@ from avrl.features import SWAPPED
 SIZE = 32
 
 
-def frame_store(root: Path, lengths: list[int], splits: list[str] | None = None, seed: int = 0, size=SIZE) -> Path:
-    """A store of smooth moving blobs: episode i has lengths[i] frames."""
+def frame_store(
+    root: Path, lengths: list[int], splits: list[str] | None = None, seed: int = 0, size=SIZE, still=()
+) -> Path:
+    """A store of smooth moving blobs: episode i has lengths[i] frames; in those of `still` nothing moves."""
     rng = np.random.default_rng(seed)
     rows, pieces, first = [], [], 0
     grid = np.stack(np.meshgrid(np.arange(size), np.arange(size), indexing="ij"), -1)
     for index, length in enumerate(lengths):
         place, speed, colour = rng.uniform(8, size - 8, 2), rng.uniform(-1.5, 1.5, 2), rng.uniform(60, 255, 3)
-        chunks = []
+        speed, chunks = speed * (index not in still), []
         for t in range(length):
             centre = (place + speed * t) % size
             blob = np.exp(-((grid - centre) ** 2).sum(-1) / 18)[..., None]

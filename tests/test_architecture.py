@@ -34,7 +34,7 @@ LAYERS = {
     "hops": """
         avrl.averaging avrl.checkpoint avrl.cost avrl.curve avrl.export avrl.launch_script avrl.looks avrl.ranks
         avrl.training avrl.watch avrl.machine avrl.remoterun avrl.sync
-        avrl.features avrl.probing avrl.flow avrl.flow_labels avrl.flow_verdict
+        avrl.features avrl.probing avrl.flow avrl.flow_labels avrl.flow_verdict avrl.order avrl.clusters
         avrl.comparison avrl.tables avrl.verdicts avrl.answers avrl.pictures avrl.typeset avrl.page avrl.report
     """,
     "nouns": """
@@ -44,6 +44,7 @@ LAYERS = {
         avrl.http avrl.server avrl.s3 avrl.mirror avrl.zips avrl.remotezip avrl.members avrl.locks avrl.remotestore
         avrl.addresses avrl.remotetensors
         avrl.tfrecord avrl.intervals avrl.outcome avrl.splits avrl.torchvision_ops
+        avrl.correctness avrl.stillness avrl.subsets
         avrl.sources avrl.sources.bridge avrl.sources.bridge_lerobot avrl.sources.bridge_raw avrl.sources.bridge_rlds
         avrl.sources.egodex avrl.sources.lerobot
         avrl.encoders avrl.encoders.efficientnet_lite0 avrl.encoders.pixels avrl.encoders.r3m

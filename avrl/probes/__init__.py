@@ -65,6 +65,7 @@ class Given:
         encoder: Frozen, on its device.
         device: Where the encoder is.
         batch_size: Rows a forward pass.
+        raw: What the frames were made of, if it is at hand and the probe asks for it.
     """
 
     frames: Path
@@ -73,6 +74,7 @@ class Given:
     encoder: Encoder | None = None
     device: str = "cpu"
     batch_size: int = 64
+    raw: Path | None = None
 
 
 class Inputs(Protocol):

@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import difflib
 import functools
+import io
 import itertools
 import re
 import uuid
 import zipfile
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,7 +25,7 @@ from avrl.errors import IntegrityError, MismatchError, NotFoundError
 from avrl.sources import Remote
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     import h5py
@@ -211,6 +212,26 @@ def _file(raw: Path, episode: Episode, ending: str, scratch: Path) -> tuple[Path
     else:
         zips.copy_member(_archive(place), member, target)
     return target, f"{place}:{member}"
+
+
+def kind_of_task(raw: Path, row: Mapping[str, Any]) -> str:
+    """What EgoDex says of the task of an episode (a row of ``episodes.parquet``): ``reversible``, ``reset`` ...
+
+    Empty if its pose file does not say or is not here. A reversible task is done and undone, in as many episodes each.
+    """
+    import h5py
+
+    place, member = raw / row["file"], str(PurePosixPath(row["member"]).with_suffix(".hdf5"))
+    try:
+        if place.suffix != ".zip":
+            with h5py.File(raw / member, "r") as file:
+                return str(file.attrs.get("llm_type", ""))
+        if _is_remote(place):
+            return ""
+        with h5py.File(io.BytesIO(_archive(place).read(member)), "r") as file:
+            return str(file.attrs.get("llm_type", ""))
+    except (OSError, KeyError, NotFoundError):
+        return ""
 
 
 @functools.cache

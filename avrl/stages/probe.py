@@ -30,6 +30,7 @@ class Kind:
         labelled: It needs labels of the raw data.
         dense: It encodes patches by itself; else it reads features.
         flow: Its labels are optical flow.
+        told: It asks what the raw data say of their tasks, if they are at hand.
     """
 
     source: str
@@ -38,14 +39,18 @@ class Kind:
     labelled: bool = False
     dense: bool = False
     flow: bool = False
+    told: bool = False
 
 
-MOTION = ("mean", "state", "pixels-8", "pixels-16", "oracle")
+PIXELS = ("pixels-8", "pixels-16")
+MOTION = ("mean", "state", *PIXELS, "oracle")
 KINDS = {
     "bridge": Kind("bridge", "avrl.probing", MOTION, labelled=True),
     "egodex": Kind("egodex", "avrl.probing", MOTION, labelled=True),
     "lerobot": Kind("lerobot", "avrl.probing", MOTION, labelled=True),
-    "flow": Kind("egodex", "avrl.flow", ("mean", "zero", "pixels-8", "pixels-16"), dense=True, flow=True),
+    "flow": Kind("egodex", "avrl.flow", ("mean", "zero", *PIXELS), dense=True, flow=True),
+    "order": Kind("egodex", "avrl.order", PIXELS, told=True),
+    "clusters": Kind("egodex", "avrl.clusters", PIXELS),
 }
 
 
@@ -127,7 +132,13 @@ def _build_scores(config: ScoresConfig, inputs: Inputs, out: Path) -> Built:
         samples=config.samples,
         data_digests=tuple(inputs[role].digest for role in ("labels", "frames") if role in inputs),
     )
-    given = Given(roots["frames"], roots.get("labels"), roots.get("features"), batch_size=config.batch_size)
+    given = Given(
+        roots["frames"],
+        roots.get("labels"),
+        roots.get("features"),
+        batch_size=config.batch_size,
+        raw=roots.get("raw"),
+    )
     if looks(config) and config.encoder not in UNSEEING:
         encoder, device = frozen(config, inputs)
         given = replace(given, encoder=encoder, device=device)

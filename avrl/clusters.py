@@ -1,0 +1,245 @@
+"""Clusters: do vectors lie apart by task? And is it the picture that tells the task, or the motion?
+
+Nothing is fitted for the first: k-NN looks for the task among other episodes only, k-means is given the number of
+tasks, silhouette and RankMe look at the vectors as they lie. Distances are cosines. A map (t-SNE) is a picture, not
+evidence. Shuffled tasks come out a little below 1 / C: an episode's own task is rarer among the others.
+
+For the second, ridge on one-hot tasks, fitted on training episodes: from what one frame shows, and from what changes.
+An image encoder has the vector of frame t and the difference of both. An encoder of pairs f(a, b) has no vector of one
+frame: its symmetric part f(a, b) + f(b, a) holds the form, and no direction, and its antisymmetric part
+f(a, b) - f(b, a) only what turns round with the order.
+
+Legend: N vectors, D dimensions, C tasks, E episodes, R resamples.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+
+from avrl import splits
+from avrl.comparison import EVERY, READOUTS, ranks
+from avrl.correctness import share
+from avrl.errors import ConfigError
+from avrl.features import SWAPPED, Vectors, places, rows_of
+from avrl.outcome import WHOLE, effective_rank
+from avrl.probing import fingerprint
+from avrl.ridge import ALPHAS, Path, best
+from avrl.splits import ALL
+from avrl.subsets import balanced
+
+if TYPE_CHECKING:
+    from pathlib import Path as File
+
+    import polars as pl
+
+    from avrl.probes import Given, Task, Who
+    from avrl.splits import Split
+
+log = logging.getLogger(__name__)
+
+NEIGHBOURS = 20
+STARTS = 10  # of k-means
+PERPLEXITY = 30
+WIDE = "grid"  # readouts that are scored only if asked for
+KNN, IDENTITY, MOTION = "knn-accuracy", "identity-accuracy", "motion-accuracy"
+
+
+def score(out: File, who: Who, task: Task, given: Given) -> dict[str, Any]:
+    """Write ``scores.parquet``, ``episodes.parquet`` (right answers of k-NN) and ``points.parquet``, the map.
+
+    Args:
+        out: Directory to write into.
+        who: Names of the encoder.
+        task: How it is scored.
+        given: Frames and features.
+
+    Returns:
+        Facts for the manifest.
+
+    Raises:
+        ConfigError: fewer than two tasks have two episodes, or the encoder has none of the readouts.
+    """
+    import polars as pl
+
+    episodes, root = pl.read_parquet(given.frames / "episodes.parquet"), cast("File", given.features)
+    rows = rows_of(episodes, task.gap)[0]
+    rows = rows[balanced(rows, episodes, task.seed)]
+    of = episodes.select("episode_index", "task")
+    labels_N = rows.join(of, on="episode_index", how="left", maintain_order="left")["task"].to_numpy()
+    if len(set(labels_N)) < 2:
+        raise ConfigError(f"{given.frames}: at least two tasks of two episodes each are needed")
+    facts = json.loads((root / "manifest.json").read_bytes())["facts"]
+    names = [one for one in task.readouts or facts["readouts"] if one in facts["readouts"]]
+    names = sorted((one for one in names if one != WIDE or task.readouts), key=lambda one: ranks(READOUTS).get(one, 99))
+    if not names:
+        raise ConfigError(f"{who.encoder} has none of the readouts asked for", "leave out --readout")
+    parts = splits.split(rows, episodes, task.seed)
+    shared = {
+        **{"probe": task.probe, **asdict(who), "gap": task.gap, "gap_s": task.gap / float(episodes["fps"][0])},
+        **{"target": "", "solver": "k-nn, k-means, ridge", "train": ALL, "fingerprint": fingerprint(rows, parts, task)},
+        **{"alpha": None, "pairing": "pair" if facts["paired"] else "frame"},
+    }
+    scores: list[dict[str, Any]] = []
+    sums: list[pl.DataFrame] = []
+    first_N = places(root, rows)
+    for readout in names:
+        vectors = _vectors(root, readout, first_N, task.gap, paired=facts["paired"])
+        named = {**shared, "readout": readout, "dims": vectors["z"].shape[1]}
+        found, right = _apart(vectors["z"], labels_N, parts.episode_N, task)
+        found += _told(vectors, labels_N, parts, task)
+        scores += [{**named, **row} for row in found]
+        sums.append(_sums(parts, right).with_columns(**{k: pl.lit(named[k]) for k in named if k != "dims"}))
+        if readout == names[0]:
+            x_N2 = map_of(vectors["z"], task.seed)
+            points = rows.select("episode_index", "frame_index")
+            points.with_columns(task=labels_N, x=x_N2[:, 0], y=x_N2[:, 1], readout=pl.lit(readout)).write_parquet(
+                out / "points.parquet"
+            )
+    pl.DataFrame(scores, infer_schema_length=None).write_parquet(out / "scores.parquet")
+    pl.concat(sums).write_parquet(out / "episodes.parquet")
+    return {**shared, "vectors": len(rows), "tasks": len(set(labels_N)), "episodes": len(set(parts.episode_N))}
+
+
+def _vectors(root: File, readout: str, first_N: np.ndarray, gap: int, *, paired: bool) -> dict[str, np.ndarray]:
+    """``z`` of each pair (of frame t), and what tells of ``identity`` and of ``motion``: (N, D) each."""
+
+    def read(readout: str, pairing: str) -> np.ndarray:
+        blocks = Vectors(root, readout, pairing, first_N, gap).blocks(np.arange(len(first_N)))
+        return np.concatenate([z for _, z in blocks]).astype(np.float64)
+
+    z = read(readout, "pair")  # a row as it lies
+    if not paired:
+        return {"z": z, "identity": z, "motion": read(readout, "diff")}
+    swapped = read(readout + SWAPPED, "pair")
+    return {"z": z, "identity": z + swapped, "motion": z - swapped}
+
+
+def _apart(
+    z_ND: np.ndarray, labels_N: np.ndarray, episode_N: np.ndarray, task: Task
+) -> tuple[list[dict[str, Any]], np.ndarray]:
+    """How far tasks lie apart, on all vectors, beside chance; and which the neighbours got right (N,)."""
+    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, silhouette_score
+
+    unit_ND = z_ND / np.maximum(np.linalg.norm(z_ND, axis=1, keepdims=True), 1e-12)
+    names, label_N = np.unique(labels_N, return_inverse=True)
+    k = neighbours(label_N, episode_N)
+    nearest_NK = _nearest(unit_ND, episode_N, k)
+    right_N = _vote(nearest_NK, label_N) == label_N
+    episodes, first = np.unique(episode_N, return_index=True)
+    shuffled = dict(zip(episodes, np.random.default_rng([task.seed, 4]).permutation(label_N[first]), strict=True))
+    wrong_N = np.array([shuffled[one] for one in episode_N])
+    guess = int(np.bincount(label_N).argmax())
+    found = _kmeans(unit_ND, len(names), task.seed)
+    values = {
+        "nmi": normalized_mutual_info_score(label_N, found),
+        "ari": adjusted_rand_score(label_N, found),
+        "silhouette": silhouette_score(unit_ND, label_N, metric="cosine"),
+        "effective-rank": effective_rank(z_ND),
+    }
+    draws = (task.resamples, task.seed)
+    rows = [
+        _row("task", KNN, share(right_N, episode_N, *draws), note=f"k = {k}"),
+        *(_row("task", name, {"value": float(value), "low": None, "high": None}) for name, value in values.items()),
+        _row("largest task", KNN, share(label_N == guess, episode_N, *draws), "chance"),
+        _row("shuffled tasks", KNN, share(_vote(nearest_NK, wrong_N) == wrong_N, episode_N, *draws), "chance"),
+    ]
+    counts = {"split": EVERY, "n_train": 0, "episodes_train": 0, "n_test": len(z_ND), "episodes_test": len(episodes)}
+    return [{**row, **counts} for row in rows], right_N
+
+
+def neighbours(label_N: np.ndarray, episode_N: np.ndarray) -> int:
+    """`NEIGHBOURS`, or as many as the vectors of a task have of it in other episodes, where that is fewer."""
+    few = NEIGHBOURS
+    for label in np.unique(label_N):
+        counts = np.unique(episode_N[label_N == label], return_counts=True)[1]
+        few = min(few, int(counts.sum() - counts.max()))
+    return max(few, 1)
+
+
+def _nearest(unit_ND: np.ndarray, episode_N: np.ndarray, k: int) -> np.ndarray:
+    """The k nearest of other episodes, (N, k), nearest first."""
+    near_NN = unit_ND @ unit_ND.T
+    near_NN[episode_N[:, None] == episode_N] = -np.inf
+    return np.asarray(np.argsort(-near_NN, axis=1, kind="stable")[:, :k])
+
+
+def _vote(nearest_NK: np.ndarray, label_N: np.ndarray) -> np.ndarray:
+    """The label that most of the nearest have; of several, that of the nearest one."""
+    votes_NK = label_N[nearest_NK]
+    counts_NK = (votes_NK[:, :, None] == votes_NK[:, None, :]).sum(2)
+    return np.asarray(votes_NK[np.arange(len(votes_NK)), counts_NK.argmax(1)])
+
+
+def _kmeans(unit_ND: np.ndarray, n: int, seed: int) -> np.ndarray:
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # a collapsed code has fewer points than tasks
+        return np.asarray(KMeans(n, n_init=STARTS, random_state=seed).fit_predict(unit_ND))
+
+
+def _told(vectors: dict[str, np.ndarray], labels_N: np.ndarray, parts: Split, task: Task) -> list[dict[str, Any]]:
+    """Whether the task of held-out episodes is known from the picture, and from the motion; only tasks of training."""
+    known = set(labels_N[parts.fit_N])
+    test_N = parts.test_N & np.isin(labels_N, list(known))
+    if not (known and parts.validate_N.any() and test_N.any()):
+        return []
+    names, label_N = np.unique(labels_N, return_inverse=True)
+    guess = np.bincount(label_N[parts.train_N], minlength=len(names)).argmax()
+    said = {IDENTITY: "f(a, b) + f(b, a)", MOTION: "f(a, b) - f(b, a)"}
+    if vectors["identity"] is vectors["z"]:
+        said = {IDENTITY: "frame t", MOTION: "difference of the frames"}
+    of, rows, draws = parts.episode_N[test_N], [], (task.resamples, task.seed)
+    for metric, z_ND in ((IDENTITY, vectors["identity"]), (MOTION, vectors["motion"])):
+        chosen = _classify(z_ND, np.eye(len(names))[label_N], parts)
+        right = share((chosen == label_N)[test_N], of, *draws)
+        rows.append(_row("task", metric, right, metric.split("-")[0], f"from {said[metric]}"))
+        chance = share((label_N == guess)[test_N], of, *draws)
+        rows.append(_row("largest task", metric, chance, "chance"))
+    train = {"n_train": int(parts.train_N.sum()), "episodes_train": len(np.unique(parts.episode_N[parts.train_N]))}
+    counts = {"split": WHOLE, **train, "n_test": int(test_N.sum()), "episodes_test": len(np.unique(of))}
+    return [{**row, **counts} for row in rows]
+
+
+def _classify(z_ND: np.ndarray, y_NC: np.ndarray, parts: Split) -> np.ndarray:
+    """The task of each vector by ridge on one-hot tasks, of one strength for all of them, or they could not compete."""
+    z, y = torch.from_numpy(z_ND), torch.from_numpy(y_NC)
+    fit, validate, train = (torch.from_numpy(one) for one in (parts.fit_N, parts.validate_N, parts.train_N))
+    path = Path(z[fit], y[fit])
+    errors = [
+        (path.fit(one).predict(z[validate]) - y[validate]).square().mean(0, keepdim=True).mean(1) for one in ALPHAS
+    ]
+    return np.asarray(Path(z[train], y[train]).fit(best(torch.stack(errors))).predict(z).argmax(1).numpy())
+
+
+def map_of(z_ND: np.ndarray, seed: int) -> np.ndarray:
+    """Two coordinates of each vector by t-SNE (van der Maaten & Hinton 2008): (N, 2)."""
+    from openTSNE import TSNE
+
+    perplexity = min(PERPLEXITY, max(1, (len(z_ND) - 1) // 3))
+    return np.asarray(TSNE(perplexity=perplexity, metric="cosine", neighbors="exact", random_state=seed).fit(z_ND))
+
+
+def _row(
+    dimension: str, metric: str, value: dict[str, float | None], group: str = "task", note: str = ""
+) -> dict[str, Any]:
+    return {"group": group, "dimension": dimension, "metric": metric, **value, "note": note}
+
+
+def _sums(parts: Split, right_N: np.ndarray) -> pl.DataFrame:
+    """Per episode, how many neighbours' votes were wrong, in the columns that all probes write."""
+    import polars as pl
+
+    frame = pl.DataFrame({"episode_index": parts.episode_N, "seen": parts.seen_N, "wrong": ~right_N})
+    every = pl.len().cast(pl.Float64)
+    return frame.group_by("episode_index", "seen", maintain_order=True).agg(
+        n=every, sse=pl.col("wrong").sum().cast(pl.Float64), sum_y=every, sum_yy=every, dimension=pl.lit("task").first()
+    )
