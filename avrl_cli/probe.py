@@ -57,12 +57,7 @@ def command(
     origin: Annotated[str, typer.Option("--from", help="Folder with the data, linked and prepared by the way")] = "",
 ) -> None:
     """Probe frozen encoders with closed-form ridge. Floors and untrained twins are scored along."""
-    names = [name for name in dict.fromkeys(listed(encoder or [])) if name not in (*ALONG, *KINDS[what].floors)]
-    if not names:
-        raise ConfigError("probe needs an encoder", f"type: avrl probe {what} --encoder dinov2")
-    if weights and len(names) != 1:
-        raise ConfigError("--weights goes with exactly one --encoder", "probe the encoders one by one")
-    entries = [entry for name in names for entry in _entries(session, name, weights)]  # a typo shows at once
+    entries = _named(session, what, encoder or [], weights)  # a typo shows at once
     kind = KINDS[what]
     source = kind.source if on in ("", "sample") else on
     if kind.labelled and source != kind.source:
@@ -95,6 +90,16 @@ def command(
         labels = _flow(session, config, gap, store) if kind.flow else labels
         for entry in [*(Entry(name, "none") for name in floors), *entries]:
             _score(session, config, entry, (what, gap), store, labels)
+
+
+def _named(session: Session, what: str, given: list[str], weights: str) -> list[Entry]:
+    """The encoders asked for, each with its untrained twin."""
+    names = [name for name in dict.fromkeys(listed(given)) if name not in (*ALONG, *KINDS[what].floors)]
+    if not names:
+        raise ConfigError("probe needs an encoder", f"type: avrl probe {what} --encoder dinov2")
+    if weights and len(names) != 1:
+        raise ConfigError("--weights goes with exactly one --encoder", "probe the encoders one by one")
+    return [entry for name in names for entry in _entries(session, name, weights)]
 
 
 def _linked(session: Session, source: str, origin: str) -> Artifact | None:
