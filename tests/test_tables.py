@@ -12,7 +12,7 @@ from avrl.cache import Cache
 from avrl.comparison import comparable, read
 from avrl.errors import IntegrityError
 from avrl.intervals import Sums, difference, weights
-from avrl.tables import LABEL, NOT_MEASURED, UNDEFINED, columns, dimensions, main, training
+from avrl.tables import LABEL, NOT_MEASURED, UNDEFINED, columns, dimensions, main, training, training_sets
 from avrl.typeset import escape_latex, latex, markdown, plain
 from avrl.verdicts import ABOVE, BELOW, OUTSIDE, PIXELS, TWIN, UNDECIDED, differences
 
@@ -256,3 +256,21 @@ def test_demo_has_the_sizes_it_claims(cache):
     (protocol,) = protocols(cache, TRAINED)
     assert protocol.episodes["episode_index"].n_unique() == N_EPISODES
     assert train(cache) == []
+
+
+def test_other_training_sets_have_a_table_of_their_own(cache):
+    scores, episodes = read(score(cache, Row(), Row(encoder="late"), *FLOORS))
+    whole = scores.filter(group="position", dimension="mean", split="val")
+    less = [
+        whole.filter(encoder="two-stream").with_columns(train=pl.lit("10%"), value=0.1, low=0.0, high=0.2),
+        whole.filter(encoder="two-stream").with_columns(train=pl.lit("seen tasks minus unseen tasks"), value=0.05),
+    ]
+    (protocol,) = comparable(pl.concat([scores, *less]), episodes)
+    assert protocol.scores.height == scores.height  # the other tables do not see them
+    table = training_sets(protocol)
+    row = table.view.filter(pl.col(LABEL).str.starts_with("two-stream")).row(0, named=True)
+    assert row["10% of train"] == "0.100 [0.000, 0.200]"
+    assert row["cost of a new task"].startswith("+0.050")
+    assert set(table.view.filter(pl.col(LABEL).str.starts_with("late"))["10% of train"]) == {"not measured"}
+    (bare,) = comparable(scores, episodes)
+    assert training_sets(bare) is None
