@@ -1,4 +1,4 @@
-"""Clusters: do vectors lie apart by task? And is it the picture that tells the task, or the motion?
+"""Clusters: whether vectors lie apart by task, and whether it is the picture that tells the task, or the motion.
 
 Nothing is fitted for the first: k-NN looks for the task among other episodes only, k-means is given the number of
 tasks, silhouette and RankMe look at the vectors as they lie. Distances are cosines. A map (t-SNE) is a picture, not

@@ -1,4 +1,4 @@
-"""Temporal order: were the two frames of a pair shown as they happened, or swapped?
+"""Temporal order: a linear head tells whether two frames are shown as they happened, or swapped.
 
 Every pair is shown in both orders, so that half of what is shown is swapped, exactly, in every episode, fold and split.
 The head is ridge on the vectors in the order shown; an encoder of pairs has seen that order itself: f(a, b) or f(b, a).
