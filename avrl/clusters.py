@@ -202,8 +202,8 @@ def _told(vectors: dict[str, np.ndarray], labels_N: np.ndarray, parts: Split, ta
         chosen = _classify(z_ND, np.eye(len(names))[label_N], parts)
         right = share((chosen == label_N)[test_N], of, *draws)
         rows.append(_row("task", metric, right, metric.split("-")[0], f"from {said[metric]}"))
-        chance = share((label_N == guess)[test_N], of, *draws)
-        rows.append(_row("largest task", metric, chance, "chance"))
+    chance = share((label_N == guess)[test_N], of, *draws)
+    rows.append(_row("largest task", IDENTITY, chance, "chance", "of motion-accuracy too"))
     train = {"n_train": int(parts.train_N.sum()), "episodes_train": len(np.unique(parts.episode_N[parts.train_N]))}
     counts = {"split": WHOLE, **train, "n_test": int(test_N.sum()), "episodes_test": len(np.unique(of))}
     return [{**row, **counts} for row in rows]
@@ -221,8 +221,11 @@ def _classify(z_ND: np.ndarray, y_NC: np.ndarray, parts: Split) -> np.ndarray:
 
 
 def map_of(z_ND: np.ndarray, seed: int) -> np.ndarray:
-    """Two coordinates of each vector by t-SNE (van der Maaten & Hinton 2008): (N, 2)."""
+    """Two coordinates of each vector by t-SNE (van der Maaten & Hinton 2008): (N, 2). A collapsed code is one place."""
     from openTSNE import TSNE
+
+    if not z_ND.std(0).any():
+        return np.zeros((len(z_ND), 2))
 
     perplexity = min(PERPLEXITY, max(1, (len(z_ND) - 1) // 3))
     return np.asarray(TSNE(perplexity=perplexity, metric="cosine", neighbors="exact", random_state=seed).fit(z_ND))

@@ -31,12 +31,13 @@ LINES = (BLUE, ORANGE, GREEN, PURPLE, GREY, SKY)
 DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [4, 1], [10, 4])
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
 # Shapes that are told apart in black and white, one a task.
-MARKS = (*SHAPES, "triangle-left", "triangle-right", "arrow", "wedge", "M-1,-1L1,1M1,-1L-1,1", "M-1,0H1")
+MARKS = (*SHAPES, "triangle-left", "triangle-right", "arrow", "wedge", "M-1,-1L1,1M1,-1L-1,1", "M0,-1V1")
 REST = "other tasks"
 SKILL = "skill (points: held out)"
 RANKS = {"rank_cls": "rank of CLS (directions)", "rank_patches": "rank of patches (directions)"}
 FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
 MOST_POINTS = 400  # a curve; more cannot be seen and would swell the page
+MOST_DOTS = 200  # a map
 VEGA_LITE = "6.1"
 
 Spec = dict[str, Any]
@@ -90,7 +91,7 @@ def maps(points: Mapping[str, pl.DataFrame], width: int = 640) -> Spec:
     shown = pl.concat([one.with_columns(label=pl.lit(label)) for label, one in points.items()])
     counts = shown["task"].value_counts().sort("count", "task", descending=[True, False])
     names = sorted(counts["task"][: len(MARKS)])
-    some = [one.gather_every(max(1, one.height // MOST_POINTS)) for one in shown.partition_by("label")]
+    some = [one.gather_every(max(1, one.height // MOST_DOTS)) for one in shown.partition_by("label")]
     rows = pl.concat(some).with_columns(task=pl.when(pl.col("task").is_in(names)).then("task").otherwise(pl.lit(REST)))
     rest = [REST] * (REST in set(rows["task"]))
     across = max(1, width // 200)

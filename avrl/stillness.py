@@ -46,5 +46,6 @@ def changes(store: FrameStore, rows: pl.DataFrame, gap: int) -> np.ndarray:
 
 def _cells(store: FrameStore, row: int) -> np.ndarray:
     """Luma of each cell, (h, w) int16."""
-    image = simplejpeg.decode_jpeg(store.jpeg(row), colorspace="GRAY", min_factor=CELL)
+    # Without a least size simplejpeg decodes every pixel.
+    image = simplejpeg.decode_jpeg(store.jpeg(row), colorspace="GRAY", min_factor=CELL, min_height=1, min_width=1)
     return np.asarray(image[..., 0], np.int16)

@@ -102,11 +102,12 @@ def main(protocol: Protocol) -> Table:
     """Encoders x readouts against target groups: ours beside their untrained twins, outside ones, floors."""
     chosen = columns(protocol.scores)
     frame = wide(protocol.scores, chosen)
+    what = "R² on held-out episodes" if "r2" in protocol.scores["metric"] else "What was measured"
     return Table(
         f"main-{protocol.slug}",
         "Scores",
-        "R² on held-out episodes, [95% interval over episodes]; a group is the unweighted mean of its "
-        "dimensions. An untrained twin is the same network, random weights; floors use no learned encoder.",
+        f"{what}, [95% interval over episodes]; a group is the unweighted mean of its dimensions. "
+        "An untrained twin is the same network, random weights; floors use no learned encoder.",
         _without_marks(frame),
         _view(frame, {one: one.title for one in chosen}),
     )

@@ -20,7 +20,7 @@ from avrl.torchvision_ops import torchvision
 
 SIZE = 224
 TASK = {"probe": "flow", "gap": 1, "target": "", "readouts": (), "seed": 0, "resamples": 100}
-TASK |= {"solver": "ridge", "samples": 0, "data_digests": ("l", "f")}
+TASK |= {"data_digests": ("l", "f")}
 
 
 def warped(picture, matrix):

@@ -208,7 +208,7 @@ def scored(walked, out, who, vectors=None):
     if vectors:
         rows, _ = features.rows_of(pl.read_parquet(frames / "episodes.parquet"), 1)
         made = features_of(out, rows, {"cls": vectors(rows)}, paired=True)
-    task = Task("egodex", 1, "reached", (), 0, 200, "ridge", 0, ("l", "f"))
+    task = Task("egodex", 1, "reached", (), 0, 200, ("l", "f"))
     facts = score(out, Who(who, "", "trained"), task, Given(frames, where, made))
     found = pl.read_parquet(out / "scores.parquet").filter(dimension="mean", metric="r2", split="val", train="all")
     return found, facts

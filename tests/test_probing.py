@@ -35,7 +35,7 @@ def run(data, out, vectors, *, paired=True, gap=1, **changed):
     table, _ = features.rows_of(episodes, gap if paired else 0)
     made = features_of(out / "features", table, {"cls": vectors(table)}, paired=paired)
     options = {"probe": "bridge", "gap": gap, "target": "reached", "readouts": (), "seed": 0, "resamples": 200}
-    options |= {"solver": "ridge", "samples": 0, "data_digests": ("l", "f")}
+    options |= {"data_digests": ("l", "f")}
     score(out, Who("planted", "", "trained"), Task(**{**options, **changed}), Given(frames, where, made))
     scores = pl.read_parquet(out / "scores.parquet")
     return scores.filter(pl.col("pairing") != "antisymmetric") if paired else scores
@@ -149,7 +149,7 @@ def test_pair_encoders_give_their_features_and_the_antisymmetric_part(data, tmp_
 def test_floors_need_no_features(data, tmp_path):
     frames, where, *_ = data
     options = {"probe": "bridge", "gap": 1, "target": "reached", "readouts": (), "seed": 0, "resamples": 200}
-    options |= {"solver": "ridge", "samples": 0, "data_digests": ("l", "f")}
+    options |= {"data_digests": ("l", "f")}
     for name in ("mean", "state"):
         (tmp_path / name).mkdir()
         score(tmp_path / name, Who(name, "", "none"), Task(**options), Given(frames, where))

@@ -38,9 +38,9 @@ class Task:
         readouts: Which to score; empty for all.
         seed: Of the validation episodes, of smaller training sets and of the bootstrap.
         resamples: Of the bootstrap over test episodes.
+        data_digests: Of labels, if it has any, and frames, for the fingerprint: a floor of other pixels is another one.
         solver: ``ridge`` or ``attentive``.
         samples: Pairs that the attentive probe sees in training; 0 for the ridge.
-        data_digests: Of labels, if it has any, and frames, for the fingerprint: a floor of other pixels is another one.
     """
 
     probe: str
@@ -49,9 +49,9 @@ class Task:
     readouts: tuple[str, ...]
     seed: int
     resamples: int
-    solver: str
-    samples: int
     data_digests: tuple[str, ...]
+    solver: str = "ridge"
+    samples: int = 0
 
 
 @dataclass(frozen=True)
