@@ -190,7 +190,7 @@ def _judge(
     episodes, reversible = of_tasks
     draws, rows = (task.resamples, task.seed), []
     fitted = list(fits(shown, target.y_NK, parts, episodes, task.seed))
-    tried, _ = probing._predict(shown, parts, fitted)
+    tried, _ = probing.predictions(shown, parts, fitted)
     tests = {name: one.test(target, parts, draws) for name, one in tried.items()}
     for name, one in tried.items():
         rows += _rows(tests[name], np.exp(np.mean(np.log(one.alphas), 0)), name, ORDER)
@@ -216,7 +216,7 @@ def _controls(
         (SHUFFLED, shown, _shuffled(target.y_NK, task.seed)),
     ):
         fit = next(one for one in fits(inputs, y_NK, parts, episodes, task.seed) if one[0].train == ALL)
-        predicted_MK = probing._predict(inputs, parts, [fit])[0][ALL].predicted_MK
+        predicted_MK = probing.predictions(inputs, parts, [fit])[0][ALL].predicted_MK
         right_M = ((predicted_MK > 0.5) == (target.y_NK[parts.test_N] > 0.5)).mean(1)
         yield {
             **shared,

@@ -192,7 +192,7 @@ def _judge(
 ) -> tuple[list[dict[str, Any]], Test]:
     """All rows of one readout, and the test of what was trained on everything."""
     fitted = list(fits(vectors, target.y_NK, parts, episodes, task.seed))
-    tried, first_z = _predict(vectors, parts, fitted)
+    tried, first_z = predictions(vectors, parts, fitted)
     draws = (task.resamples, task.seed)
     tests = {name: one.test(target, parts, draws) for name, one in tried.items()}
     rows: list[dict[str, Any]] = []
@@ -209,7 +209,7 @@ def _judge(
     return rows, whole
 
 
-def _predict(
+def predictions(
     vectors: Inputs, parts: Split, fitted: list[tuple[Part, Fit, np.ndarray]]
 ) -> tuple[dict[str, Tried], np.ndarray]:
     """Each fit's predictions of its test pairs, in one pass over them; and the features of the first of them."""

@@ -62,6 +62,8 @@ def command(
     source = kind.source if on in ("", "sample") else on
     if kind.labelled and source != kind.source:
         raise ConfigError(f"{what} is about frames of {kind.source}, not of {on}", "leave out --on")
+    if config.solver != "ridge" and not kind.labelled:
+        raise ConfigError(f"--solver {config.solver} predicts motion; {what} has its own probe", "leave out --solver")
     if origin and on == "sample":
         raise ConfigError("--from does not go with the sample", "leave out --on")
     raw = _linked(session, source, origin) if origin else None

@@ -29,7 +29,7 @@ from avrl import labels, splits
 from avrl.cache import Cache
 from avrl.features import BLOCK, Vectors, places
 from avrl.probes.ridge import fits
-from avrl.probing import _predict
+from avrl.probing import predictions
 from avrl.ridge import ALPHAS
 from avrl.splits import ALL
 
@@ -95,7 +95,7 @@ def ours(root: Path, *, whole: bool) -> np.ndarray:
     if not whole:
         episodes = episodes.with_columns(task=pl.lit("one"))  # a single task cannot be left out
     fitted = list(fits(vectors, y_NK, parts, episodes, 0)) if whole else [next(fits(vectors, y_NK, parts, episodes, 0))]
-    tried, _ = _predict(vectors, parts, fitted)
+    tried, _ = predictions(vectors, parts, fitted)
     return r2(tried[ALL].predicted_MK, y_NK[parts.test_N])
 
 
@@ -169,7 +169,7 @@ def order(options: argparse.Namespace) -> None:
                 continue
             vectors = Vectors(one.root, readout, pairing, first_N, 1)
             fitted = [next(fits(vectors, y_NK, parts, episodes, 0))]
-            tried, _ = _predict(vectors, parts, fitted)
+            tried, _ = predictions(vectors, parts, fitted)
             z_train, z_test = (
                 np.concatenate([z for _, z in vectors.blocks(np.flatnonzero(mask))])
                 for mask in (parts.train_N, parts.test_N)
