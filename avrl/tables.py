@@ -149,7 +149,7 @@ def training_sets(protocol: Protocol) -> Table | None:
         "New tasks and few examples",
         f"{protocol.group.capitalize()} R². With a share of the training episodes only; and for tasks that training "
         "lacks, beside the same test episodes after as many training episodes of all tasks: their difference is what a "
-        "new task costs. Not measured where there were fewer training pairs than features.",
+        "new task costs. Not measured where training pairs were fewer than twice the features.",
         frame.drop("label"),
         view,
     )

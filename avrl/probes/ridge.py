@@ -31,13 +31,14 @@ def fits(
 ) -> Iterator[tuple[Part, Fit, np.ndarray]]:
     """Every fit of one readout with its alpha (K,): first on all of train, then without a fold of tasks, then on a few.
 
-    Test targets are not looked at, and no test row is read. Tasks are left out only where pairs are more than
+    Test targets are not looked at, and no test row is read. Tasks are left out only where pairs are more than twice the
     dimensions.
     """
     y = torch.from_numpy(y_NK)
     whole = Part(ALL, parts.fit_N, parts.validate_N, parts.test_N)
     if whole.fit_N.sum() > vectors.dims:
-        pairs = splits.folds(parts, episodes, seed)
+        enough = whole.fit_N.sum() > 2 * vectors.dims  # a fold takes a fifth away and costs an eigendecomposition
+        pairs = splits.folds(parts, episodes, seed) if enough else []
         alphas = []
         for part, fitted, validated in _moments(vectors, y, [whole, *(new for new, _ in pairs)]):
             alphas.append(choose_alpha_of(fitted, validated))
