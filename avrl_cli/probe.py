@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -88,10 +89,10 @@ def command(
         entry.identity()  # weights that are missing show before hours of others' features
     labels = _labels(session, store) if kind.labelled else None
     floors = [one for one in kind.floors if config.solver == "ridge" or one not in UNSEEING]
-    for gap in config.gap:
-        labels = _flow(session, config, gap, store) if kind.flow else labels
+    for gap, seed in itertools.product(config.gap, config.seed):
+        labels = _flow(session, config, (gap, seed), store) if kind.flow else labels
         for entry in [*(Entry(name, "none") for name in floors), *entries]:
-            _score(session, config, entry, (what, gap), store, labels)
+            _score(session, config, entry, (what, gap, seed), store, labels)
 
 
 def _named(session: Session, what: str, given: list[str], weights: str) -> list[Entry]:
@@ -129,21 +130,21 @@ def _labels(session: Session, store: Artifact) -> Artifact | None:
     return session.run(LABELS, LabelsConfig(), {"raw": raw, "frames": store})
 
 
-def _flow(session: Session, config: ProbeConfig, gap: int, store: Artifact) -> Artifact | None:
+def _flow(session: Session, config: ProbeConfig, asked: tuple[int, int], store: Artifact) -> Artifact | None:
     from avrl.artifact import sha256_of
 
     file = Path(config.teacher_weights) if config.teacher_weights else None
     if file and not file.is_file():
         raise NotFoundError(f"no weights file {file}", "pass torchvision's file of RAFT-large as --teacher-weights")
-    asked = flow.FlowConfig(
-        gap=gap,
+    wanted = flow.FlowConfig(
+        gap=asked[0],
         pairs=config.pairs,
-        seed=config.seed,
+        seed=asked[1],
         teacher=config.teacher,
         weights=sha256_of(file) if file else "",
         weights_path=config.teacher_weights,
     )
-    return session.run(flow.STAGE, asked, {"frames": store})
+    return session.run(flow.STAGE, wanted, {"frames": store})
 
 
 def _entries(session: Session, name: str, weights: str) -> list[Entry]:
@@ -184,7 +185,7 @@ def _score(
     session: Session,
     config: ProbeConfig,
     entry: Entry,
-    asked: tuple[str, int],
+    asked: tuple[str, int, int],
     store: Artifact,
     labels: Artifact | None,
 ) -> None:

@@ -72,8 +72,10 @@ class ScoresConfig:
     readout: Annotated[tuple[str, ...], Opt("Readouts; empty for all")]
     seed: Annotated[int, Opt("Of validation episodes and bootstrap")]
     resamples: Annotated[int, Opt("Of the bootstrap")]
-    solver: Annotated[Literal["ridge", "attentive"], Opt("Family of the probe")] = "ridge"
-    samples: Annotated[int, Opt("Pairs an attentive probe sees in training")] = 0
+    solver: Annotated[Literal["ridge", "attentive"], Opt("Family of the probe")]
+    samples: Annotated[int, Opt("Pairs an attentive probe sees in training")]
+    pairs: Annotated[int, Opt("Pairs that flow is found of")]
+    teacher: Annotated[str, Opt("Who finds the flow")]
     weights: Annotated[str, Opt("SHA-256 of the weights file")] = ""
     weights_path: Annotated[str, Opt("Weights file", runtime=True)] = ""
     batch_size: Annotated[int, Opt("Rows a forward pass", runtime=True)] = 64
@@ -129,7 +131,7 @@ def _build_scores(config: ScoresConfig, inputs: Inputs, out: Path) -> Built:
         seed=config.seed,
         resamples=config.resamples,
         solver=config.solver,
-        samples=config.samples,
+        samples=config.samples if config.solver == "attentive" else 0,
         data_digests=tuple(inputs[role].digest for role in ("labels", "frames") if role in inputs),
     )
     given = Given(
@@ -178,7 +180,7 @@ class ProbeConfig:
         Literal["reached", "commanded"], Opt("Motion that happened (state difference), or that was commanded")
     ] = "reached"
     readout: Annotated[tuple[str, ...], Opt("Readouts to score; empty for all")] = ()
-    seed: Annotated[int, Opt("Of validation episodes and bootstrap")] = 0
+    seed: Annotated[tuple[int, ...], Opt("Of validation episodes, few examples and bootstrap", flag="--seeds")] = (0,)
     resamples: Annotated[int, Opt("Of the bootstrap over test episodes")] = 1000
     solver: Annotated[Literal["ridge", "attentive"], Opt("Closed form on vectors, or one query over all patches")] = (
         "ridge"
@@ -193,6 +195,8 @@ class ProbeConfig:
     device: Annotated[Literal["auto", "cpu"], Opt("auto: a GPU if there is one", runtime=True)] = "auto"
 
     def __post_init__(self) -> None:
+        if not self.seed:
+            raise ConfigError("--seeds names no seed", "type: --seeds 0,1,2")
         if not self.gap or min(self.gap) < 1:
             raise ConfigError(f"--gap {','.join(map(str, self.gap))} is not a list of positive numbers of frames")
         if (self.teacher == "raft") != bool(self.teacher_weights):
@@ -250,7 +254,7 @@ class Entry:
 
         return identity(self.name, self.init, Path(self.weights) if self.weights else None)
 
-    def scores(self, config: ProbeConfig, probe: str, gap: int) -> ScoresConfig:
+    def scores(self, config: ProbeConfig, probe: str, gap: int, seed: int) -> ScoresConfig:
         """The scores stage's request."""
         kind = KINDS[probe]
         asked = ScoresConfig(
@@ -261,10 +265,13 @@ class Entry:
             gap=gap,
             target=config.target if kind.labelled else "",
             readout=() if self.init == "none" else config.readout,  # floors have their own
-            seed=config.seed,
+            seed=seed,
             resamples=config.resamples,
             solver=config.solver if kind.labelled else "ridge",
-            samples=config.samples if kind.labelled and config.solver == "attentive" else 0,
+            # What has no part in a probe is kept at its default: other values are the same request.
+            samples=config.samples if kind.labelled and config.solver == "attentive" else ProbeConfig.samples,
+            pairs=config.pairs if kind.flow else ProbeConfig.pairs,
+            teacher=config.teacher if kind.flow else ProbeConfig.teacher,
             device=config.device,
             batch_size=config.batch_size,
         )

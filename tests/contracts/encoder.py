@@ -55,7 +55,7 @@ class EncoderContract:
                 torch.testing.assert_close(z[0], encoded[name][i], rtol=1e-5, atol=1e-5)
 
     def test_is_close_to_itself_in_bfloat16(self, encoder, frames, encoded):
-        if not any(True for _ in encoder.parameters()):
+        if isinstance(encoder, torch.nn.Module) and not any(True for _ in encoder.parameters()):
             pytest.skip("it has no weights: nobody runs it in another precision")
         with torch.autocast("cpu", torch.bfloat16):
             half = encoder.encode(frames)
