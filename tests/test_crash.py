@@ -41,6 +41,7 @@ def stations(tmp_path_factory):
     found = []
     for number, words in enumerate(VERBS):
         words = [*words, "--save-minutes", "0"] if words[0] == "pretrain" else words
+        words = words[:4] if words[0] == "probe" else words  # one encoder breaks as three do
         after = root / str(number + 1)
         subprocess.run(["cp", "-r", str(now), str(after)], check=True)
         began = time.monotonic()
