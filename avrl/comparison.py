@@ -26,6 +26,7 @@ KINDS = {"trained": "trained", "pretrained": "outside", "random": "untrained twi
 READOUTS = ("cls", "patch-mean", "grid", "m", "p", "pool")
 FLOORS = ("mean", "state", "pixels-8", "pixels-16")
 FLOOR = "pixels-16"
+CEILING = "oracle"  # sees the state before and after
 WHOLE, UNSEEN = "val", "val-unseen"
 EVERY = "all"  # episodes, where nothing is fitted
 
@@ -199,7 +200,7 @@ def _labelled(scores: pl.DataFrame) -> pl.DataFrame:
         .otherwise(pl.lit("")),
         pl.when(again).then("#" + pl.col("scores").str.tail(6)).otherwise(pl.lit("")),
     )
-    kind = pl.col("init").replace(KINDS)
+    kind = pl.when(pl.col("encoder") == CEILING).then(pl.lit("ceiling")).otherwise(pl.col("init").replace(KINDS))
     return scores.with_columns(name=name, kind=kind).with_columns(
         label=pl.when(floor).then(pl.col("name")).otherwise(pl.format("{} · {}{}", "name", "readout", pairing))
         + pl.when(pl.col("init") == "random").then(pl.lit(" (untrained)")).otherwise(pl.lit(""))

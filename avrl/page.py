@@ -45,6 +45,7 @@ GLOSSARY = {
     "untrained twin": "The same network with random weights: what the architecture gives without learning.",
     "outside": "An encoder with published weights, not trained here.",
     "floor": "A predictor without an encoder: mean, robot state, pixel difference at 8x8 or 16x16.",
+    "ceiling": "oracle: a probe that is given the state before and after, the motion itself.",
     "unseen tasks": "Test episodes of tasks that no training episode of the probe shows.",
     "order": "Which of two frames came first, each pair shown both ways round; controls should be at 0.5.",
     "knn accuracy": "Share of vectors whose nearest ones, by cosine, in other episodes are mostly of the same task.",

@@ -45,7 +45,11 @@ Spec = dict[str, Any]
 
 def forest(protocol: Protocol, width: int = 640) -> Spec:
     """Headline R2 of every row with its interval, in the order of the main table."""
-    rows = heads(protocol).filter(pl.col("value").is_not_null()).select("label", "kind", "value", "low", "high")
+    rows = (
+        heads(protocol)
+        .filter(pl.col("value").is_not_null(), pl.col("kind").is_in(list(KINDS.values())))
+        .select("label", "kind", "value", "low", "high")
+    )
     # A row at -12 would press everything else to one side, so the axis ends at -0.5.
     lowest = max(-0.5, min([0.0, *rows["low"].drop_nulls().to_list(), *rows["value"].to_list()]))
     kinds = [kind for kind in KINDS.values() if kind in set(rows["kind"])]

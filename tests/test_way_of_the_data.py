@@ -21,7 +21,7 @@ VERBS = [
     ["probe", "bridge", "--encoder", "two-stream", "--encoder", "single-stream", "--encoder", "videomae"],
     ["report"],
 ]
-FLOORS = {"mean", "state", "pixels-8", "pixels-16"}
+FLOORS = {"mean", "state", "pixels-8", "pixels-16", "oracle"}
 
 
 def avrl(cache: Path, *words: str) -> subprocess.CompletedProcess:
@@ -111,7 +111,7 @@ def test_the_page_is_there_and_names_the_encoders(cache):
 
 
 def test_a_probe_like_an_earlier_one_is_a_hit(cache):
-    scores = next(cache.glob("scores/two-stream-gap1-*"))
+    scores = next(cache.glob("scores/bridge-two-stream-gap1-*"))
     done = avrl(cache, "probe", "bridge", "--encoder", "two-stream", "--like", scores, "--dry-run", "--json")
     assert done.returncode == 0, done.stderr
     assert all(one["hit"] for one in json.loads(done.stdout)["artifacts"])
