@@ -42,7 +42,7 @@ class Kind:
     told: bool = False
 
 
-TEACHERS = "RAFT-large: https://download.pytorch.org/models/raft_large_C_T_SKHT_V2-ff5fadd5.pth"
+RAFT = "https://download.pytorch.org/models/raft_large_C_T_SKHT_V2-ff5fadd5.pth"
 PIXELS = ("pixels-8", "pixels-16")
 MOTION = ("mean", "state", *PIXELS, "oracle")
 KINDS = {
@@ -197,7 +197,7 @@ class ProbeConfig:
         if not self.gap or min(self.gap) < 1:
             raise ConfigError(f"--gap {','.join(map(str, self.gap))} is not a list of positive numbers of frames")
         if (self.teacher == "raft") != bool(self.teacher_weights):
-            raise ConfigError("--teacher raft and --teacher-weights go together", TEACHERS)
+            raise ConfigError("--teacher raft and --teacher-weights go together", f"--teacher-weights FILE: {RAFT}")
         if self.samples < self.batch_size:
             raise ConfigError(f"--samples {self.samples} is less than one batch of {self.batch_size}")
         if self.resamples < 100 or min(self.batch_size, self.pairs) < 1:
