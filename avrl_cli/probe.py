@@ -134,7 +134,7 @@ def _flow(session: Session, config: ProbeConfig, gap: int, store: Artifact) -> A
 
     file = Path(config.teacher_weights) if config.teacher_weights else None
     if file and not file.is_file():
-        raise NotFoundError(f"no weights file {file}", "pass torchvision's file of RAFT as --teacher-weights")
+        raise NotFoundError(f"no weights file {file}", "pass torchvision's file of RAFT-large as --teacher-weights")
     asked = flow.FlowConfig(
         gap=gap,
         pairs=config.pairs,
