@@ -24,7 +24,7 @@ from avrl.flow_verdict import percent_below
 from avrl.probes import Given, Task, Who
 from avrl.stage import Built, Stage, run
 from avrl.stages.flow import STAGE, FlowConfig
-from avrl.stages.probe import SCORES, Entry, ProbeConfig
+from avrl.stages.probe import SCORES, ScoresConfig
 from avrl.torchvision_ops import torchvision
 
 SIZE = 224
@@ -277,9 +277,10 @@ def test_flow_is_found_once_scored_for_many_and_told_beside_dinov2(tmp_path):
     labels, _ = run(STAGE, asked, {"frames": frames}, cache)
     assert run(STAGE, replace(asked, device="cpu"), {"frames": frames}, cache)[1]
     assert not run(STAGE, replace(asked, seed=1), {"frames": frames}, cache)[1]
-    given, config = {"frames": frames, "labels": labels}, ProbeConfig(resamples=100)
-    entries = [Entry(name, "none") for name in ("zero", "mean", "pixels-8", "pixels-16")]
-    own = [run(SCORES, one.scores(config, "flow", 1), given, cache)[0] for one in entries]
+    given, one = {"frames": frames, "labels": labels}, {**TASK, "init": "none", "checkpoint": "", "readout": ()}
+    del one["readouts"], one["data_digests"]
+    floors = [ScoresConfig(encoder=name, **one) for name in ("zero", "mean", "pixels-8", "pixels-16")]
+    own = [run(SCORES, config, given, cache)[0] for config in floors]
     truth = np.load(labels.root / "flow.npy")
 
     def planted(config, inputs, out):
