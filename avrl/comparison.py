@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from avrl.errors import IntegrityError
+from avrl.labels import TARGETS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -111,7 +112,7 @@ def comparable(scores: pl.DataFrame, episodes: pl.DataFrame) -> list[Protocol]:
     ranked = sorted(
         parts,
         key=lambda name: (
-            heads[name]["target"] == "",  # actions are what the report is about
+            heads[name]["target"] not in TARGETS,  # actions are what the report is about
             -parts[name].select(ROW).n_unique(),
             heads[name]["target"] != "reached",
             heads[name]["gap"],
@@ -147,7 +148,8 @@ def mapped(protocol: Protocol, artifacts: Iterable[Artifact]) -> dict[str, pl.Da
 
 
 def _title(head: dict[str, Any]) -> str:
-    what = "{probe}: {target} motion" if head["target"] else "{probe}"
+    by = "optical flow by {target}" if head["probe"] == "flow" else "{probe}: {target} motion"
+    what = by if head["target"] else "{probe}"
     return (what + " over {gap_s:.3g} s (gap {gap})").format(**head)
 
 

@@ -37,16 +37,18 @@ if TYPE_CHECKING:
     from avrl.splits import Split
 
 MOVING = 1.0  # px: a place that moves
-PROTOCOL = 1
+PROTOCOL = 2
 KINDS = ("all", "moving", "residual")
+AXES = ("right", "down")
 
 
 def score(out: Path, who: Who, task: Task, given: Given) -> dict[str, Any]:
     """Write ``scores.parquet`` and ``episodes.parquet`` of one encoder, or of the floors ``zero`` and ``mean``.
 
-    Rows: end-point error in px (`epe`) over all places, over those that move more than a pixel, and of what is left
-    when each frame's median flow is taken off prediction and truth (`residual`: most of a camera's own motion). In
-    ``episodes.parquet`` the target ``y`` of the sums is the error of a place.
+    Rows: R2 of the motion to the right and down; end-point error in px (`epe`) over all places, over those that move
+    more than a pixel, and of what is left when each pair's median over places is taken off prediction and truth
+    (`residual`: most of a camera's own motion). In ``episodes.parquet`` an error of a place is both the target ``y``
+    and the error of its sums, so that its mean and that of its square follow.
 
     Raises:
         ConfigError: no pair is left to fit, to choose the strength or to test on.
@@ -57,27 +59,32 @@ def score(out: Path, who: Who, task: Task, given: Given) -> dict[str, Any]:
     parts = splits.split(rows, episodes, task.seed)
     if not all(mask.any() for mask in (parts.fit_N, parts.validate_N, parts.test_N)):
         raise ConfigError(f"{root}: too few pairs to fit, to choose and to test", "raise --pairs")
-    facts = json.loads((root / "manifest.json").read_bytes())["facts"]
-    asked = [PROTOCOL, task.data_digests, task.gap, task.seed, "ridge"]
+    teacher = json.loads((root / "manifest.json").read_bytes())["facts"]["teacher"]
+    asked = [PROTOCOL, task.probe, teacher, task.data_digests, task.gap, task.seed, "ridge"]
     named = {
         "probe": task.probe,
         **asdict(who),
         "readout": "patches",
         "gap": task.gap,
         "gap_s": task.gap / float(episodes["fps"][0]),
-        "target": facts["teacher"],
+        "target": teacher,
         "solver": "ridge",
         "fingerprint": hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:12],
     }
     predicted, alpha, named["pairing"], named["dims"] = _predicted(who, task, given, flow_NGGC, rows, parts)
-    errors = _errors(predicted, flow_NGGC[parts.test_N])
-    tables = _rows(errors, parts, alpha, (task.resamples, task.seed))
-    pl.DataFrame([{**named, **row} for row in tables]).write_parquet(out / "scores.parquet")
-    sums = pl.concat([_sums(error, parts).with_columns(dimension=pl.lit(name)) for name, error in errors.items()])
-    sums.with_columns(**{name: pl.lit(value) for name, value in named.items() if name != "dims"}).write_parquet(
-        out / "episodes.parquet"
-    )
-    return {**{name: tables[0][name] for name in ("n_train", "n_test", "episodes_train", "episodes_test")}, **named}
+    sums = _sums(predicted, flow_NGGC[parts.test_N], parts)
+    trained = {
+        "train": ALL,
+        "alpha": alpha,
+        "n_train": GRID**2 * int(parts.train_N.sum()),
+        "episodes_train": len(np.unique(parts.episode_N[parts.train_N])),
+    }
+    found = [{**named, **trained, **row} for row in _rows(sums, (task.resamples, task.seed))]
+    pl.DataFrame(found, infer_schema_length=None).write_parquet(out / "scores.parquet")
+    tables = [one.with_columns(dimension=pl.lit(name)) for name, one in sums.items()]
+    labels = {name: pl.lit(value) for name, value in named.items() if name != "dims"}
+    pl.concat(tables).with_columns(**labels).write_parquet(out / "episodes.parquet")
+    return {**{name: found[0][name] for name in ("n_train", "n_test", "episodes_train", "episodes_test")}, **named}
 
 
 def _predicted(
@@ -132,53 +139,61 @@ def on_grid(patches_BhwD: Tensor) -> Tensor:
     return torch.einsum("gh,bhwd,kw->bgkd", rows, patches_BhwD, columns)
 
 
-def _errors(predicted: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:
-    """End-point error (M, G G) of each kind; NaN where a place does not count."""
+def _sums(predicted: np.ndarray, truth: np.ndarray, parts: Split) -> dict[str, pl.DataFrame]:
+    """Sums of each test episode: of each kind of end-point error, and of each axis of the motion."""
     epe = np.linalg.norm(predicted - truth, axis=3)
-    speed = np.linalg.norm(truth, axis=3)
+    moves = np.linalg.norm(truth, axis=3) > MOVING
     left = [one - np.median(one, axis=(1, 2), keepdims=True) for one in (predicted, truth)]
-    kinds = (epe, np.where(speed > MOVING, epe, np.nan), np.linalg.norm(left[0] - left[1], axis=3))
-    return {name: one.reshape(len(one), -1) for name, one in zip(KINDS, kinds, strict=True)}
+    kinds = (epe, np.where(moves, epe, np.nan), np.linalg.norm(left[0] - left[1], axis=3))
+    errors = {name: _by_episode(one, one, parts) for name, one in zip(KINDS, kinds, strict=True)}
+    axes = {name: _by_episode(truth[..., k], predicted[..., k] - truth[..., k], parts) for k, name in enumerate(AXES)}
+    return {**errors, **axes}
 
 
-def _sums(error: np.ndarray, parts: Split) -> pl.DataFrame:
-    """Of each test episode: places that count, and the sums of their error and of its square."""
+def _by_episode(y: np.ndarray, error: np.ndarray, parts: Split) -> pl.DataFrame:
+    """As `avrl.intervals.Sums`, a row an episode, of places (M, G, G); NaN: a place that does not count."""
+    y, error = (one.reshape(len(one), -1).astype(np.float64) for one in (y, error))
     table = pl.DataFrame(
         {
             "episode_index": parts.episode_N[parts.test_N],
             "seen": parts.seen_N[parts.test_N],
-            "n": np.isfinite(error).sum(1).astype(np.float64),
-            "sum_y": np.nansum(error, 1),
-            "sum_yy": np.nansum(error**2, 1),
+            "n": np.isfinite(y).sum(1).astype(np.float64),
+            "sse": np.nansum(error**2, 1),
+            "sum_y": np.nansum(y, 1),
+            "sum_yy": np.nansum(y**2, 1),
         }
     )
-    columns = (pl.col("seen").first(), pl.col("n", "sum_y", "sum_yy").sum())
-    return table.group_by("episode_index").agg(*columns).sort("episode_index").with_columns(sse=pl.col("sum_yy"))
+    columns = (pl.col("seen").first(), pl.col("n", "sse", "sum_y", "sum_yy").sum())
+    return table.group_by("episode_index").agg(*columns).sort("episode_index")
 
 
-def _rows(
-    errors: dict[str, np.ndarray], parts: Split, alpha: float | None, draws: tuple[int, int]
-) -> list[dict[str, Any]]:
-    """Mean error of each kind with its interval, on all test episodes and on those of seen and unseen tasks."""
-    trained = {
-        "n_train": int(parts.train_N.sum()),
-        "episodes_train": len(np.unique(parts.episode_N[parts.train_N])),
-    }
-    found = []
-    for name, error in errors.items():
-        sums = _sums(error, parts)
-        seen, n, total = (sums[column].to_numpy() for column in ("seen", "n", "sum_y"))
-        weights = intervals.weights(len(sums), *draws)
-        for split, chosen in ((WHOLE, seen | True), ("val-seen", seen), ("val-unseen", ~seen)):
-            if not chosen.any():
-                continue
-            drawn = weights[:, chosen]
-            with np.errstate(invalid="ignore", divide="ignore"):
-                value = np.float64(total[chosen].sum()) / n[chosen].sum()
-                draw = (drawn @ total[chosen]) / (drawn @ n[chosen])
-            known = numbers(intervals.interval(value, draw, int(chosen.sum())))
-            row = {"group": "flow", "dimension": name, "metric": "epe", "split": split, "train": ALL, "alpha": alpha}
-            counts = {"n_test": int(n[chosen].sum()), "episodes_test": int(chosen.sum()), **trained}
-            note = "px of the store's frames" if known["value"] is not None else "nothing moves"
-            found.append({**row, **known, **counts, "note": note})
-    return found
+def _rows(sums: dict[str, pl.DataFrame], draws: tuple[int, int]) -> Iterator[dict[str, Any]]:
+    """Every score with its interval, on all test episodes and on those of seen and of unseen tasks."""
+    seen = sums[KINDS[0]]["seen"].to_numpy()
+    weights = intervals.weights(len(seen), *draws)
+    for split, chosen in ((WHOLE, seen | True), ("val-seen", seen), ("val-unseen", ~seen)):
+        if not chosen.any():
+            continue
+        for group, dimension, metric, n, found in _numbers(sums, chosen, weights[:, chosen]):
+            counts = {"n_test": int(n), "episodes_test": int(chosen.sum())}
+            note = "px of the store's frames" if metric == "epe" else ""
+            row = {"group": group, "dimension": dimension, "metric": metric, "split": split, **counts, **found}
+            yield {**row, "note": note if found["value"] is not None else "nothing moves"}
+
+
+def _numbers(
+    sums: dict[str, pl.DataFrame], chosen: np.ndarray, weights: np.ndarray
+) -> Iterator[tuple[str, str, str, float, dict[str, float | None]]]:
+    """Group, dimension, metric, places and value: R2 of both axes and its mean, mean error of each kind."""
+    names = ("n", "sse", "sum_y", "sum_yy")
+    n, *moments = (np.stack([sums[axis][name].to_numpy()[chosen] for axis in AXES], 1) for name in names)
+    of_axes = intervals.Sums(n[:, 0], *moments)
+    each = intervals.r2_interval(of_axes, weights)
+    for k, axis in enumerate(AXES):
+        yield "motion", axis, "r2", n[:, k].sum(), numbers(each, k)
+    yield "motion", "mean", "r2", n[:, 0].sum(), numbers(intervals.r2_interval(of_axes, weights, mean=True))
+    for kind in KINDS:
+        places, total = (sums[kind][name].to_numpy()[chosen] for name in ("n", "sum_y"))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            value, drawn = total.sum() / places.sum(), (weights @ total) / (weights @ places)
+        yield "flow", kind, "epe", places.sum(), numbers(intervals.interval(value, drawn, len(places)))

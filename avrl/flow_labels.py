@@ -1,14 +1,17 @@
 """Flow labels: pairs of a frame store -> optical flow t -> t+gap on one grid for all encoders, by a teacher.
 
-Teachers: ``dis``, OpenCV's dense inverse search (Kroeger et al. 2016; no weights), and ``raft``, torchvision's
-RAFT-large (Teed & Deng 2020) from a file of its published weights. Flow is found at the store's size and averaged over
-equal areas, in pixels of the store's frames: what a patch of 14 or 16 px shows moves by the mean over it.
+Teachers: ``dis``, OpenCV's dense inverse search (Kroeger et al. 2016; no weights), and ``raft``, torchvision's RAFT
+(Teed & Deng 2020), large or small as the file of its published weights is. Flow is found at the store's size and
+averaged over equal areas, in pixels of the store's frames: what a patch of 14 or 16 px shows moves by the mean over it.
 
 Legend: N pairs, B of them, H W pixels, G = 14 places a side, last axis (right, down).
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +27,6 @@ from avrl.store import FrameStore
 from avrl.torchvision_ops import torchvision
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     import polars as pl
@@ -32,10 +34,14 @@ if TYPE_CHECKING:
 GRID = 14  # places a side
 BATCH = 16
 SMALLEST = 128  # px: RAFT's correlation pyramid needs as much
+SMALL = 32  # channels of RAFT-small's first layer
+
+# Two stacks of frames (B, H, W, 3) uint8 -> flow (B, H, W, 2) in px.
+Teacher = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def extract(
-    frames: Path, out: Path, *, gap: int, pairs: int, seed: int, teacher: str, file: Path | None
+    frames: Path, out: Path, *, gap: int, pairs: int, seed: int, teacher: str, file: Path | None, device: str = "cpu"
 ) -> dict[str, Any]:
     """Write ``pairs.parquet`` (``episode_index``, ``frame_index`` of t) and ``flow.npy`` (N, G, G, 2) float32.
 
@@ -47,9 +53,10 @@ def extract(
         seed: Draws them.
         teacher: ``dis`` or ``raft``.
         file: RAFT's weights.
+        device: RAFT's: ``cpu`` or ``cuda``.
 
     Returns:
-        Counts for the manifest.
+        Counts for the manifest, and who the teacher was: ``dis``, ``raft-large`` or ``raft-small``.
 
     Raises:
         ConfigError: no episode is longer than the gap; RAFT without weights.
@@ -60,7 +67,7 @@ def extract(
     if not len(row_N):
         raise ConfigError(f"no episode is longer than the gap of {gap} frames", "lower --gap")
     chosen = draw(table, pairs, seed)
-    find, row_N = _teacher(teacher, file), row_N[chosen]
+    (called, find), row_N = _teacher(teacher, file, device), row_N[chosen]
     found = []
     starts = range(0, len(row_N), BATCH)
     for at in bar("flow", len(starts), "batch", iterable=starts):
@@ -69,7 +76,7 @@ def extract(
         found.append(averaged(find(both[::2], both[1::2])))
     np.save(out / "flow.npy", np.concatenate(found))
     table[chosen].drop("gap").write_parquet(out / "pairs.parquet")
-    return {"pairs": len(row_N), "episodes": table[chosen]["episode_index"].n_unique(), "teacher": teacher}
+    return {"pairs": len(row_N), "episodes": table[chosen]["episode_index"].n_unique(), "teacher": called}
 
 
 def draw(table: pl.DataFrame, pairs: int, seed: int) -> np.ndarray:
@@ -92,47 +99,53 @@ def averaged(flow_BHWC: np.ndarray) -> np.ndarray:
     return np.asarray(found, np.float32)
 
 
-def _teacher(name: str, file: Path | None) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """Two stacks of frames (B, H, W, 3) uint8 -> flow (B, H, W, 2) in px."""
+def _teacher(name: str, file: Path | None, device: str) -> tuple[str, Teacher]:
     if name == "dis":
-        return dis
+        return name, dis
     if file is None:
         raise ConfigError("the teacher raft needs its weights", "pass torchvision's file: --teacher-weights FILE")
-    return raft(file)
+    return raft(file, device)
 
 
 def dis(first_BHWC: np.ndarray, second_BHWC: np.ndarray) -> np.ndarray:
-    """Flow by dense inverse search on luminance."""
+    """Flow by dense inverse search on luminance, a pair a thread."""
     import cv2
 
     cv2.setNumThreads(1)
-    search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    grey = [[cv2.cvtColor(one, cv2.COLOR_RGB2GRAY) for one in stack] for stack in (first_BHWC, second_BHWC)]
-    return np.stack(
-        [search.calc(one, two, np.zeros((*one.shape, 2), np.float32)) for one, two in zip(*grey, strict=True)]
-    )
+
+    def one(pair: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+        search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        first, second = (cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in pair)
+        return np.asarray(search.calc(first, second, np.zeros((*first.shape, 2), np.float32)))
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # OpenCV lets go of the GIL
+        return np.stack(list(pool.map(one, zip(first_BHWC, second_BHWC, strict=True))))
 
 
-def raft(file: Path) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """RAFT-large with these weights, a key too few or too many refused.
+def raft(file: Path, device: str = "cpu") -> tuple[str, Teacher]:
+    """RAFT with these weights, and which it is: a key too few or too many is refused.
 
     Raises:
         IntegrityError: the weights do not fit.
     """
-    network = torchvision.models.optical_flow.raft_large(weights=None, progress=False)
-    weights.fit(network, weights.read(file), f"raft ({file})")
-    network.eval().requires_grad_(False)
+    state = weights.read(file)
+    # The small one's first layer has half the channels.
+    small = len(state.get("feature_encoder.convnormrelu.0.weight", ())) == SMALL
+    name = "raft-small" if small else "raft-large"
+    network = getattr(torchvision.models.optical_flow, name.replace("-", "_"))(weights=None, progress=False)
+    weights.fit(network, state, f"{name} ({file})")
+    network.to(device).eval().requires_grad_(False)
 
     def find(first_BHWC: np.ndarray, second_BHWC: np.ndarray) -> np.ndarray:
         size = first_BHWC.shape[1]
         side = max(SMALLEST, -(-size // 8) * 8)
-        one, two = (_prepared(stack, side) for stack in (first_BHWC, second_BHWC))
+        one, two = (_prepared(stack, side).to(device) for stack in (first_BHWC, second_BHWC))
         with torch.inference_mode():
-            flow = network(one, two)[-1]
+            flow = network(one, two)[-1].cpu()
         back = torch.nn.functional.interpolate(flow, (size, size), mode="bilinear", antialias=True)
         return np.asarray(back.mul(size / side).permute(0, 2, 3, 1))
 
-    return find
+    return name, find
 
 
 def _prepared(stack_BHWC: np.ndarray, side: int) -> Tensor:

@@ -143,6 +143,7 @@ def _flow(session: Session, config: ProbeConfig, asked: tuple[int, int], store: 
         teacher=config.teacher,
         weights=sha256_of(file) if file else "",
         weights_path=config.teacher_weights,
+        device=config.device,
     )
     return session.run(flow.STAGE, wanted, {"frames": store})
 

@@ -1,21 +1,29 @@
 """Flow labels against known warps of real photographs, and the probe of it on planted patches."""
 
 import json
+from dataclasses import dataclass, replace
+from typing import Annotated
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
 from made import frame_store
-from safetensors.torch import save_file
+from scored import FLOORS, Row
+from scored import score as scored
 from sklearn.datasets import load_sample_images
+from sklearn.metrics import r2_score
 
-from avrl import flow, flow_labels
+from avrl import encoders, flow, flow_labels, report, splits
+from avrl.cache import Cache
 from avrl.comparison import Protocol
+from avrl.config import Opt
 from avrl.errors import ConfigError, IntegrityError
 from avrl.features import rows_of
 from avrl.flow_verdict import percent_below
 from avrl.probes import Given, Task, Who
+from avrl.stage import Built, Stage, run
+from avrl.stages.flow import STAGE, FlowConfig
 from avrl.torchvision_ops import torchvision
 
 SIZE = 224
@@ -78,16 +86,21 @@ def test_pairs_are_spread_over_episodes():
 
 
 class Planted:
-    """Patches that hold the flow of a pair, mixed and noisy; or nothing."""
+    """Patches that hold the flow of a pair, mixed and noisy; or nothing. An encoder of frames holds two places."""
 
-    paired, image_size, readouts = True, 32, {"patches": 8}
+    image_size, readouts = 32, {"patches": 8}
 
-    def __init__(self, flow_NGGC, noise):
-        rng = np.random.default_rng(1)
-        mixed = flow_NGGC @ rng.normal(size=(2, 8)) + noise * rng.normal(size=(*flow_NGGC.shape[:3], 8))
+    def __init__(self, flow_NGGC, noise, *, paired=True):
+        rng, self.paired = np.random.default_rng(1), paired
+        held = flow_NGGC
+        if not paired:
+            place = 3 * rng.normal(size=flow_NGGC.shape)
+            held = np.stack([place, place + flow_NGGC], 1).reshape(-1, *flow_NGGC.shape[1:])
+        mixed = held @ rng.normal(size=(2, 8)) + noise * rng.normal(size=(*held.shape[:3], 8))
         self.all, self.at = torch.from_numpy(1e3 * mixed + 5).float(), 0
 
     def patches(self, frames_BTHWC):
+        assert frames_BTHWC.shape[1] == 1 + self.paired
         found = self.all[self.at : self.at + len(frames_BTHWC)]
         self.at += len(frames_BTHWC)
         return found
@@ -107,7 +120,7 @@ def made(tmp_path):
     return frames, labels, truth
 
 
-def run(made, out, encoder=None, name="planted"):
+def probed(made, out, encoder=None, name="planted"):
     frames, labels, _ = made
     out.mkdir()
     facts = flow.score(out, Who(name, "", "trained"), Task(**TASK), Given(frames, labels, encoder=encoder))
@@ -118,18 +131,42 @@ def epe(scores, kind="all"):
     return scores.filter(dimension=kind, split="val").row(0, named=True)
 
 
-def test_planted_flow_is_found_and_noise_is_not(made, tmp_path):
-    _, scores, _ = run(made, tmp_path / "a", Planted(made[2], 1e-3))
+@pytest.mark.parametrize("paired", [True, False])
+def test_planted_flow_is_found_and_noise_is_not(made, tmp_path, paired):
+    facts, scores, _ = probed(made, tmp_path / "a", Planted(made[2], 1e-3, paired=paired))
+    assert facts["pairing"] == ("pair" if paired else "concat")
     assert epe(scores)["value"] < 0.01
     assert epe(scores)["n_test"] == 50 * 196
-    _, noise, _ = run(made, tmp_path / "b", Planted(np.zeros_like(made[2]), 1.0))
-    _, mean, _ = run(made, tmp_path / "c", name="mean")
+    assert r2(scores, "mean") > 0.999
+    _, noise, _ = probed(made, tmp_path / "b", Planted(np.zeros_like(made[2]), 1.0, paired=paired))
+    _, mean, _ = probed(made, tmp_path / "c", name="mean")
     assert epe(noise)["value"] == pytest.approx(epe(mean)["value"], rel=0.02)
+    assert abs(r2(noise, "mean")) < 0.01
+
+
+def test_14_and_16_px_patches_score_alike_on_a_smooth_flow(made, tmp_path):
+    frames, labels, truth = made
+    slope = np.random.default_rng(2).normal(size=(len(truth), 2, 2))
+
+    def smooth(n):
+        at = (np.arange(n) + 0.5) / n - 0.5
+        field = np.einsum("nck,kyx->nyxc", slope, np.stack(np.meshgrid(at, at, indexing="ij")))
+        return 4 * field + [1, 0]
+
+    np.save(labels / "flow.npy", smooth(14).astype(np.float32))
+    found = [
+        epe(probed((frames, labels, None), tmp_path / str(n), Planted(smooth(n), 1e-4))[1])["value"] for n in (14, 16)
+    ]
+    assert max(found) < 0.02  # 0 of 14; of 16, what an average over equal areas leaves
+
+
+def r2(scores, dimension):
+    return scores.filter(metric="r2", dimension=dimension, split="val")["value"].item()
 
 
 def test_floors_equal_the_formula(made, tmp_path):
     truth = made[2][100:]  # 20 episodes of five pairs train
-    _, zero, episodes = run(made, tmp_path / "zero", name="zero")
+    _, zero, episodes = probed(made, tmp_path / "zero", name="zero")
     length = np.linalg.norm(truth, axis=3)
     assert epe(zero)["value"] == pytest.approx(length.mean(), rel=1e-5)
     assert epe(zero, "moving")["value"] == pytest.approx(length[length > 1].mean(), rel=1e-5)
@@ -137,38 +174,53 @@ def test_floors_equal_the_formula(made, tmp_path):
     assert epe(zero, "residual")["value"] == pytest.approx(np.linalg.norm(left, axis=3).mean(), rel=1e-5)
     sums = episodes.filter(dimension="all")
     assert sums["sum_y"].sum() / sums["n"].sum() == pytest.approx(length.mean(), rel=1e-5)
-    _, mean, _ = run(made, tmp_path / "mean", name="mean")
+    _, mean, _ = probed(made, tmp_path / "mean", name="mean")
     centred = truth - made[2][:100].mean((0, 1, 2))
     assert epe(mean)["value"] == pytest.approx(np.linalg.norm(centred, axis=3).mean(), rel=1e-5)
+    for axis, name in enumerate(("right", "down")):
+        expected = r2_score(truth[..., axis].ravel(), np.full(truth[..., axis].size, made[2][:100, ..., axis].mean()))
+        assert r2(mean, name) == pytest.approx(expected, abs=1e-6)
 
 
-def test_flow_of_test_pairs_changes_no_prediction(made, tmp_path):
+def test_what_is_tested_changes_no_prediction(made):
+    """Truth and patches of half of the test pairs are spoiled: predictions of the rest, and alpha, keep every bit."""
     frames, labels, truth = made
-    _, scores, _ = run(made, tmp_path / "a", Planted(truth, 1.0))
+    rows, episodes = pl.read_parquet(labels / "pairs.parquet"), pl.read_parquet(frames / "episodes.parquet")
+    parts = splits.split(rows, episodes, 0)
+    assert np.flatnonzero(parts.test_N).tolist() == list(range(100, 150))
+
+    def predicted(truth, spoil):
+        encoder = Planted(made[2], 1.0)
+        encoder.all[125:] += spoil
+        given = Given(frames, labels, encoder=encoder)
+        return flow._predicted(Who("planted", "", "trained"), Task(**TASK), given, truth, rows, parts)
+
     spoiled = truth.copy()
     spoiled[100:] += 100
-    np.save(labels / "flow.npy", spoiled.astype(np.float32))
-    _, other, _ = run((frames, labels, spoiled), tmp_path / "b", Planted(truth, 1.0))
-    assert epe(scores)["alpha"] == epe(other)["alpha"]
-    assert epe(other)["value"] > 100  # predicted as before, and the truth is elsewhere
-    assert epe(other, "residual")["value"] == pytest.approx(epe(scores, "residual")["value"], rel=1e-4)
+    (one, alpha, *_), (two, other, *_) = predicted(truth, 0), predicted(spoiled, 1e6)
+    assert alpha == other
+    np.testing.assert_array_equal(one[:25], two[:25])
+    assert not np.isclose(one[25:], two[25:]).any()
 
 
-def test_raft_reads_torchvisions_layout_and_refuses_half_of_it(tmp_path):
-
-    state = {
-        key: one.contiguous()
-        for key, one in torchvision.models.optical_flow.raft_large(weights=None).state_dict().items()
-    }
-    save_file(state, tmp_path / "raft.safetensors")
+@pytest.mark.parametrize("size", ["large", "small"])
+def test_raft_reads_torchvisions_layout_and_refuses_half_of_it(tmp_path, size):
+    """As it is published: a pickled dictionary of tensors."""
+    state = getattr(torchvision.models.optical_flow, f"raft_{size}")(weights=None).state_dict()
+    torch.save(state, tmp_path / "raft.pth")
     frames = np.random.default_rng(0).integers(0, 255, (1, 64, 64, 3), np.uint8)
-    assert flow_labels.raft(tmp_path / "raft.safetensors")(frames, frames).shape == (1, 64, 64, 2)
-    state.popitem()
-    save_file(state, tmp_path / "half.safetensors")
+    name, find = flow_labels.raft(tmp_path / "raft.pth")
+    assert name == f"raft-{size}"
+    assert find(frames, frames).shape == (1, 64, 64, 2)
+    last = state.popitem()
+    torch.save(state, tmp_path / "half.pth")
     with pytest.raises(IntegrityError, match="1 missing"):
-        flow_labels.raft(tmp_path / "half.safetensors")
+        flow_labels.raft(tmp_path / "half.pth")
+    torch.save({**state, last[0]: last[1], "more": last[1]}, tmp_path / "more.pth")
+    with pytest.raises(IntegrityError, match="1 left over"):
+        flow_labels.raft(tmp_path / "more.pth")
     with pytest.raises(ConfigError, match="--teacher-weights"):
-        flow_labels._teacher("raft", None)
+        flow_labels._teacher("raft", None, "cpu")
 
 
 def test_labels_of_a_store_are_the_motion_of_its_frames(tmp_path):
@@ -202,3 +254,51 @@ def test_the_verdict_follows_the_interval(better, verdict):
     assert row["percent_below"] == pytest.approx(100 * (1 - rows["two-stream"].sum() / base.sum()))
     alone = Protocol("f", "flow", "", "", scores.filter(encoder="two-stream"), scores.clear(), parts[1])
     assert "not measured: no dinov2" in str(percent_below(alone, 500).view.row(0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """An artifact of a test."""
+
+    name: Annotated[str, Opt("Of what")] = ""
+
+
+def test_flow_is_found_once_scored_for_many_and_told_beside_dinov2(tmp_path):
+    """Through the stages: labels are a hit for the next encoder, and the page has the verdict behind the motion."""
+    cache = Cache(tmp_path / "cache")
+
+    def frames_of(config, inputs, out):
+        frame_store(out, [6] * 15, ["train"] * 10 + ["val"] * 5)
+        return Built()
+
+    frames, _ = run(Stage("frames", 3, Made, lambda *_: "made", frames_of), Made(), {}, cache)
+    asked = FlowConfig(gap=1, pairs=60, seed=0, teacher="dis")
+    labels, _ = run(STAGE, asked, {"frames": frames}, cache)
+    assert run(STAGE, replace(asked, device="cpu"), {"frames": frames}, cache)[1]
+    assert not run(STAGE, replace(asked, seed=1), {"frames": frames}, cache)[1]
+    truth, task = np.load(labels.root / "flow.npy"), {**TASK, "data_digests": (labels.digest, frames.digest)}
+    known = {
+        "zero": ("none", None),
+        "pixels-16": ("none", encoders.load("pixels-16")),
+        "dinov2": ("pretrained", Planted(truth, 1.0)),
+        "two-stream": ("trained", Planted(truth, 0.1)),
+        "single-stream": ("trained", Planted(truth, 0.1, paired=False)),
+        "efficientnet-lite0": ("pretrained", Planted(truth, 3.0)),
+    }
+
+    def scores_of(config, inputs, out):
+        init, encoder = known[config.name]
+        given = Given(frames.root, labels.root, encoder=encoder)
+        return Built(flow.score(out, Who(config.name, "", init), Task(**task), given))
+
+    stage = Stage("scores", 3, Made, lambda config, _: config.name, scores_of)
+    own = [run(stage, Made(name=name), {}, cache)[0] for name in known]
+    motion = scored(cache, Row(), *FLOORS)
+    out = tmp_path / "report"
+    out.mkdir()
+    facts = report.write(out, [*own, *motion], [], 100)
+    assert list(facts["protocols"]) == ["bridge-reached-gap3", "flow-dis-gap1"]  # actions first, however few
+    assert pl.read_csv(out / "flow-verdict-flow-dis-gap1.csv")["verdict"].to_list() == ["pass", "pass", "fail"]
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "Flow beside DINOv2" in page
+    assert "optical flow by dis over" in page

@@ -20,14 +20,18 @@ class FlowConfig:
     teacher: Annotated[Literal["dis", "raft"], Opt("Who finds the flow")]
     weights: Annotated[str, Opt("SHA-256 of the teacher's weights")] = ""
     weights_path: Annotated[str, Opt("File of the teacher's weights", runtime=True)] = ""
+    device: Annotated[Literal["auto", "cpu"], Opt("auto: a GPU if there is one", runtime=True)] = "auto"
 
 
 def _build(config: FlowConfig, inputs: Inputs, out: Path) -> Built:
+    import torch
+
     from avrl.flow_labels import extract
 
+    device = "cuda" if config.device == "auto" and torch.cuda.is_available() else "cpu"
     asked = {"gap": config.gap, "pairs": config.pairs, "seed": config.seed, "teacher": config.teacher}
     file = Path(config.weights_path) if config.weights_path else None
-    return Built(extract(inputs["frames"].root, out, file=file, **asked))  # type: ignore[arg-type]
+    return Built(extract(inputs["frames"].root, out, file=file, device=device, **asked))  # type: ignore[arg-type]
 
 
 STAGE = Stage("labels", 2, FlowConfig, lambda config, inputs: f"flow-{config.teacher}-gap{config.gap}", _build)

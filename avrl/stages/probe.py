@@ -42,6 +42,7 @@ class Kind:
     told: bool = False
 
 
+RAFT = "https://download.pytorch.org/models/raft_large_C_T_SKHT_V2-ff5fadd5.pth"
 PIXELS = ("pixels-8", "pixels-16")
 MOTION = ("mean", "state", *PIXELS, "oracle")
 KINDS = {
@@ -190,7 +191,7 @@ class ProbeConfig:
     teacher: Annotated[
         Literal["dis", "raft"], Opt("Who finds the flow: OpenCV's DIS, or RAFT by --teacher-weights")
     ] = "dis"
-    teacher_weights: Annotated[str, Opt("torchvision's file of RAFT-large", runtime=True)] = ""
+    teacher_weights: Annotated[str, Opt("torchvision's file of RAFT, large or small", runtime=True)] = ""
     batch_size: Annotated[int, Opt("Rows a forward pass", runtime=True)] = 64
     device: Annotated[Literal["auto", "cpu"], Opt("auto: a GPU if there is one", runtime=True)] = "auto"
 
@@ -200,11 +201,11 @@ class ProbeConfig:
         if not self.gap or min(self.gap) < 1:
             raise ConfigError(f"--gap {','.join(map(str, self.gap))} is not a list of positive numbers of frames")
         if (self.teacher == "raft") != bool(self.teacher_weights):
-            raise ConfigError("--teacher raft and --teacher-weights go together", "fetch them from torchvision")
+            raise ConfigError("--teacher raft and --teacher-weights go together", f"--teacher-weights FILE: {RAFT}")
         if self.samples < self.batch_size:
             raise ConfigError(f"--samples {self.samples} is less than one batch of {self.batch_size}")
-        if self.resamples < 100 or self.batch_size < 1:
-            raise ConfigError("--resamples takes at least 100, --batch-size at least 1")
+        if self.resamples < 100 or min(self.batch_size, self.pairs) < 1:
+            raise ConfigError("--resamples takes at least 100, --batch-size and --pairs at least 1")
 
 
 @dataclass(frozen=True)
