@@ -70,6 +70,21 @@ class Protocol:
     episodes: pl.DataFrame
 
     @property
+    def brief(self) -> str:
+        """A few words, unique in the report."""
+        return self.slug.replace("-", " ").replace("gap", "gap ")
+
+    @property
+    def probe(self) -> str:
+        """What is predicted: ``bridge``, ``flow``, ..."""
+        return str(self.scores["probe"][0])
+
+    @property
+    def target(self) -> str:
+        """Which motion: ``reached``, ``commanded``, a teacher of flow, or nothing."""
+        return str(self.scores["target"][0])
+
+    @property
     def group(self) -> str:
         """The group of the target that the headline is about: the first that has a mean R2."""
         means = self.scores.filter(metric="r2", dimension="mean", split=WHOLE)["group"]
@@ -106,6 +121,7 @@ def _read(path: Path, schema: Mapping[str, Any], ref: str) -> pl.DataFrame:
 
 def comparable(scores: pl.DataFrame, episodes: pl.DataFrame) -> list[Protocol]:
     """Scores by protocol, the one with most encoders first; each says how it differs from the first."""
+    scores = _once(scores)
     others, scores = scores.filter(pl.col("train") != "all"), _ordered(scores.filter(train="all"))
     parts = {str(key[0]): part for key, part in scores.partition_by("fingerprint", as_dict=True).items()}
     heads = {name: _head(part) for name, part in parts.items()}
@@ -133,6 +149,18 @@ def comparable(scores: pl.DataFrame, episodes: pl.DataFrame) -> list[Protocol]:
         )
         for name in ranked
     ]
+
+
+def _once(scores: pl.DataFrame) -> pl.DataFrame:
+    """The same numbers of the same row under the same protocol, made twice, stand once: those of the first artifact."""
+    same = scores.group_by("fingerprint", *ROW, maintain_order=True).agg(
+        pl.concat_str("group", "dimension", "split", "metric", "train", "value", "low", "high", ignore_nulls=True)
+        .sort()
+        .str.join("\n")
+        .alias("numbers")
+    )
+    first = same.unique(["fingerprint", *ID, "numbers"], keep="first", maintain_order=True)
+    return scores.join(first, on=["fingerprint", *ROW], how="semi", maintain_order="left")
 
 
 def mapped(protocol: Protocol, artifacts: Iterable[Artifact]) -> dict[str, pl.DataFrame]:

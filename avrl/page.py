@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,36 +80,56 @@ class Section:
     facts: Mapping[str, str]
     notes: Sequence[str]
     maps: Picture | None = None
+    figures: Mapping[str, Picture] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Head:
+    """What the page says before any protocol.
+
+    Attributes:
+        winners: Who wins on what.
+        hypotheses: Of the plan, with verdicts.
+        encoders: What each cost.
+        warnings: Of budgets that are not alike.
+        left_out: What is not on the page, in words.
+    """
+
+    winners: Table
+    hypotheses: Table
+    encoders: Table
+    warnings: Sequence[str]
+    left_out: str = ""
 
 
 def render(
+    head: Head,
     sections: Sequence[Section],
     training: Table,
     drawn: tuple[Picture | None, Picture | None],
     scores: Sequence[Artifact],
     checkpoints: Sequence[Artifact],
-    left_out: str = "",
 ) -> str:
-    """The page as HTML; the first section's answer stands at the top.
+    """The page as HTML; verdicts and the first section's answer stand at the top.
 
     Args:
+        head: Before the sections.
         sections: One a protocol.
         training: Table of the checkpoints.
         drawn: Of their logs: loss and skill; effective ranks.
         scores: Where the scores are from.
         checkpoints: All that are in the table.
-        left_out: What is not on the page, in words.
     """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     environment.filters |= {"figure": _figure, "pairs": _pairs, "slug": lambda text: text.replace(" ", "-")}
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        head=head,
         sections=sections,
         training=training,
         curves=drawn[0],
         ranks=drawn[1],
         scores=list(scores),
         checkpoints=list(checkpoints),
-        left_out=left_out,
         night=pictures.NIGHT,
         glossary=GLOSSARY,
     )

@@ -13,11 +13,13 @@ import altair as alt
 import polars as pl
 import vl_convert
 
-from avrl.comparison import KINDS
+from avrl.answers import headline
+from avrl.comparison import FLOOR, KINDS, ROW, WHOLE
 from avrl.verdicts import heads
+from avrl.words import say
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from avrl.comparison import Protocol
 
@@ -36,6 +38,10 @@ REST = "other tasks"
 SKILL = "skill (points: held out)"
 RANKS = {"rank_cls": "rank of CLS (directions)", "rank_patches": "rank of patches (directions)"}
 FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
+ON_SHADE = "#101010"  # on a cell of the heat map: not `INK`, which turns light in the dark
+NARROWEST = 300  # px; below, there is no room for a scale
+SHARES = ("1%", "10%")
+MOST_LINES = 12  # in one figure
 MOST_POINTS = 400  # a curve; more cannot be seen and would swell the page
 MOST_DOTS = 200  # a map
 VEGA_LITE = "6.1"
@@ -68,6 +74,70 @@ def forest(protocol: Protocol, width: int = 640) -> Spec:
         x=x, shape=_scale(alt.Shape, "kind:N", kinds, [KIND_SHAPES[kind] for kind in kinds])
     )
     return _finish(alt.layer(rule, point).properties(width=width, height=alt.Step(19)))
+
+
+def heat(protocol: Protocol, width: int = 640) -> Spec:
+    """Headline rows by target dimension: R2 on all test tasks as shade and as number."""
+    rows = protocol.scores.join(headline(protocol), on="label", how="semi", maintain_order="left")
+    rows = rows.filter(pl.col("dimension") != "mean", pl.col("value").is_not_null(), metric="r2", split=WHOLE)
+    rows = rows.select("label", "dimension", "value").unique(["label", "dimension"], keep="first", maintain_order=True)
+    chart = alt.Chart(alt.InlineData(values=rows.with_columns(pl.col("value").round(3)).to_dicts())).encode(
+        x=alt.X("dimension:N", sort=None, title=None, axis=alt.Axis(orient="top", labelAngle=-45, labelLimit=120)),
+        y=alt.Y("label:N", sort=None, title=None, axis=alt.Axis(labelLimit=300)),
+    )
+    shade = alt.Color(
+        "value:Q",
+        title=say("R², shade from 0 to 1"),
+        scale=alt.Scale(scheme="blues", domain=[0, 1], clamp=True),
+        legend=None if width < NARROWEST else alt.Legend(direction="horizontal", gradientLength=160),
+    )
+    dark = alt.condition(alt.datum.value > 0.6, alt.value("#ffffff"), alt.value(ON_SHADE))
+    number = chart.mark_text(fontSize=10).encode(text=alt.Text("value:Q", format=".2f"), color=dark)
+    layers = [chart.mark_rect().encode(color=shade), number]
+    step = max(26, min(60, width // max(1, rows["dimension"].n_unique())))
+    return _finish(alt.layer(*layers).properties(width=alt.Step(step), height=alt.Step(20)))
+
+
+def gaps(protocols: Sequence[Protocol], width: int = 640) -> Spec:
+    """Headline R2 against the gap of a pair; every gap is a protocol of its own."""
+    parts = [_spoken(one, one.scores).with_columns(x=pl.col("gap_s")) for one in protocols]
+    return _ends(pl.concat(parts), say("gap, s"), f"{protocols[0].group} R²", width, log=False)
+
+
+def few(protocol: Protocol, width: int = 640) -> Spec:
+    """Headline R2 against how many training episodes there were."""
+    less = protocol.others.filter(pl.col("train").is_in(SHARES))
+    labels = protocol.scores.select(*ROW, "label", "name", "kind").unique(maintain_order=True)
+    every = pl.concat([less.join(labels, on=ROW, how="inner", maintain_order="left"), protocol.scores], how="diagonal")
+    rows = _spoken(protocol, every).with_columns(x=pl.col("episodes_train").cast(pl.Float64))
+    return _ends(rows, say("training episodes"), f"{protocol.group} R²", width, log=True)
+
+
+def _spoken(protocol: Protocol, scores: pl.DataFrame) -> pl.DataFrame:
+    """Mean R2 of the headline group on all test tasks: headline rows of trained and outside encoders, and the floor."""
+    rows = scores.join(headline(protocol), on="label", how="semi", maintain_order="left")
+    rows = rows.filter(pl.col("value").is_not_null(), group=protocol.group, dimension="mean", metric="r2", split=WHOLE)
+    chosen = pl.col("init").is_in(["trained", "pretrained"]) | (pl.col("encoder") == FLOOR)
+    return rows.filter(chosen).select("label", "value", "low", "high", "gap_s", "episodes_train")
+
+
+def _ends(rows: pl.DataFrame, across: str, up: str, width: int, *, log: bool) -> Spec:
+    """A line an encoder, with the interval of each point."""
+    names = rows["label"].unique(maintain_order=True).to_list()[:MOST_LINES]
+    rows = rows.filter(pl.col("label").is_in(names)).with_columns(pl.col("value", "low", "high").clip(lower_bound=-0.5))
+    scale = alt.Scale(type="log", nice=False) if log else alt.Scale(zero=False)
+    x = alt.X("x:Q", title=across, scale=scale, axis=alt.Axis(values=sorted(set(rows["x"])), format=".4~g"))
+    chart = alt.Chart(alt.InlineData(values=rows.select("label", "x", "value", "low", "high").to_dicts())).encode(
+        x=x, y=alt.Y("value:Q", title=up), color=_scale(alt.Color, "label:N", names, _cycle(LINES, names))
+    )
+    dashes = _scale(alt.StrokeDash, "label:N", names, _cycle(DASHES, names))
+    shapes = _scale(alt.Shape, "label:N", names, _cycle(SHAPES, names))
+    layers = [
+        chart.mark_rule(strokeWidth=1).encode(y=alt.Y("low:Q", title=up), y2="high:Q"),
+        chart.mark_line(strokeWidth=1.8).encode(strokeDash=dashes),
+        chart.mark_point(size=44, opacity=1, filled=True).encode(shape=shapes),
+    ]
+    return _finish(alt.layer(*layers).properties(width=width, height=240), columns=_columns(width))
 
 
 def curves(logs: Mapping[str, pl.DataFrame], width: int = 640) -> Spec:
@@ -168,7 +238,9 @@ def _columns(width: int) -> int:
 
 
 def _cycle(values: tuple[Any, ...], names: list[str]) -> list[Any]:
-    return [values[i % len(values)] for i in range(len(names))]
+    """One value a name; after a round all but the colours go on shifted, so that no two lines are wholly alike."""
+    shift = values is not LINES
+    return [values[(i + shift * (i // len(values))) % len(values)] for i in range(len(names))]
 
 
 def _scale(channel: Any, field: str, domain: list[str], values: list[Any]) -> Any:

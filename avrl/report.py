@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from avrl import page, pictures, tables, typeset
+from avrl import budgets, hypotheses, page, pictures, tables, typeset
 from avrl.answers import headline, sentences, told
 from avrl.comparison import comparable, mapped, read
 from avrl.errors import NotFoundError
 from avrl.flow_verdict import percent_below
+from avrl.leaders import marked, winners
 from avrl.verdicts import ABOVE, BELOW, UNDECIDED, differences, heads
 
 if TYPE_CHECKING:
@@ -29,12 +30,27 @@ if TYPE_CHECKING:
     from avrl.tables import Table
 
 PAGE, SUMMARY = "report.html", "summary.txt"
-SCREEN = 26  # rows of the summary's table, so that it fits one screen with the answer above
-COLUMNS = 100
+SCREEN = 12  # rows of each of the summary's tables, so that all fit one screen
+COLUMNS = 120
 
 
-def write(folder: Path, scores: Sequence[Artifact], checkpoints: Sequence[Artifact], resamples: int) -> dict[str, Any]:
+def write(
+    folder: Path,
+    scores: Sequence[Artifact],
+    checkpoints: Sequence[Artifact],
+    resamples: int,
+    ancestors: Sequence[Artifact] = (),
+    price: float = 0.0,
+) -> dict[str, Any]:
     """Write the report of some scores artifacts; returns counts for the manifest.
+
+    Args:
+        folder: Where to.
+        scores: What is reported.
+        checkpoints: All that the page tells of.
+        resamples: Of the bootstrap of each paired difference.
+        ancestors: What these were made from, as far as it is still there.
+        price: Dollars a GPU hour; 0 if nobody said.
 
     Raises:
         IntegrityError: an artifact's table cannot be read.
@@ -49,20 +65,26 @@ def write(folder: Path, scores: Sequence[Artifact], checkpoints: Sequence[Artifa
         raise NotFoundError("no score names its protocol", "remove the scores and probe again")
     left_out = f"{unmarked.height} numbers without a protocol fingerprint" if unmarked.height else ""
     sections = [
-        _section(folder, one, resamples) if "r2" in one.scores["metric"] else _untargeted(folder, one, scores)
+        _section(folder, one, protocols, resamples)
+        if "r2" in one.scores["metric"]
+        else _untargeted(folder, one, scores, resamples)
         for one in protocols
     ]
+    judged = hypotheses.judge(protocols, checkpoints, resamples)
+    cost = budgets.encoders(protocols, checkpoints, ancestors, price)
     trained = tables.training(checkpoints)
     logs = {one.ref: log for one in checkpoints if not (log := tables.log(one)).is_empty()}
     curves = _draw(folder, "training", partial(pictures.curves, logs), page.NARROW_CURVES) if logs else None
     looked = any(set(pictures.RANKS) <= set(log.columns) for log in logs.values())
     ranks = _draw(folder, "ranks", partial(pictures.ranks, logs), page.NARROW_CURVES) if looked else None
-    if checkpoints:
-        _write_table(folder, trained)
+    won = winners(protocols, resamples)
+    for one in (won, judged, cost, *([trained] if checkpoints else [])):
+        _write_table(folder, one)
     every.write_csv(folder / "scores.csv")
-    html = page.render(sections, trained, (curves, ranks), scores, checkpoints, left_out)
+    head = page.Head(won, judged, cost, budgets.unlike(cost), left_out)
+    html = page.render(head, sections, trained, (curves, ranks), scores, checkpoints)
     (folder / PAGE).write_text(html, encoding="utf-8")
-    (folder / SUMMARY).write_text(summary(sections), encoding="utf-8")
+    (folder / SUMMARY).write_text(summary(sections, hypotheses.tally(judged), won), encoding="utf-8")
     shown = [one.numbers for section in sections for one in section.tables if one.title == "Differences"]
     verdicts = [verdict for numbers in shown for verdict in numbers["verdict"]]
     return {
@@ -70,17 +92,20 @@ def write(folder: Path, scores: Sequence[Artifact], checkpoints: Sequence[Artifa
         "numbers": every.height,
         "protocols": {one.slug: one.fingerprint for one in protocols},
         "verdicts": {name: verdicts.count(name) for name in (ABOVE, BELOW, UNDECIDED, tables.NOT_MEASURED)},
+        "hypotheses": hypotheses.tally(judged),
         "answer": list(sections[0].answer),
     }
 
 
-def _section(folder: Path, protocol: Protocol, resamples: int) -> page.Section:
-    found = [tables.main(protocol), differences(protocol, resamples), tables.dimensions(protocol)]
+def _section(folder: Path, protocol: Protocol, every: Sequence[Protocol], resamples: int) -> page.Section:
+    main = marked(tables.main(protocol), protocol, resamples)
+    found = [main, differences(protocol, resamples), tables.dimensions(protocol)]
     found += [one for one in (tables.training_sets(protocol), percent_below(protocol, resamples)) if one]
     for one in found:
         _write_table(folder, one)
     measured = heads(protocol)["value"].drop_nulls().len()
     forest = partial(pictures.forest, protocol)
+    figures = _figures(folder, protocol, every) if measured else {}
     return page.Section(
         protocol=protocol,
         answer=sentences(protocol, found[1]),
@@ -88,12 +113,30 @@ def _section(folder: Path, protocol: Protocol, resamples: int) -> page.Section:
         tables=found,
         facts=page.protocol_facts(protocol),
         notes=page.notes(protocol),
+        figures=figures,
     )
 
 
-def _untargeted(folder: Path, protocol: Protocol, scores: Sequence[Artifact]) -> page.Section:
+def _figures(folder: Path, protocol: Protocol, every: Sequence[Protocol]) -> dict[str, page.Picture]:
+    """What there is to draw of a protocol beside its forest: caption -> picture."""
+    slug, found = protocol.slug, {}
+    caption = "Headline rows by target dimension: R² on held-out episodes, as shade and as number."
+    found[caption] = _draw(folder, f"heat-{slug}", partial(pictures.heat, protocol), page.NARROW)
+    if set(protocol.others["train"]) & set(pictures.SHARES):
+        caption = "Headline R² against the training episodes of the probe, with 95% intervals."
+        found[caption] = _draw(folder, f"few-{slug}", partial(pictures.few, protocol), page.NARROW_CURVES)
+    alike = [one for one in every if (one.probe, one.target) == (protocol.probe, protocol.target)]
+    alike = list({one.scores["gap"][0]: one for one in reversed(alike)}.values())
+    if len(alike) > 1 and protocol is every[min(every.index(one) for one in alike)]:
+        caption = "Headline R² against the gap of a pair, with 95% intervals; each gap is a protocol of its own."
+        alike.sort(key=lambda one: one.scores["gap"][0])
+        found[caption] = _draw(folder, f"gaps-{slug}", partial(pictures.gaps, alike), page.NARROW_CURVES)
+    return found
+
+
+def _untargeted(folder: Path, protocol: Protocol, scores: Sequence[Artifact], resamples: int) -> page.Section:
     """Of a probe that predicts no motion: one table, what it says in words, and a map if it drew one."""
-    main = tables.main(protocol)
+    main = marked(tables.main(protocol), protocol, resamples)
     _write_table(folder, main)
     points = mapped(protocol, scores)
     return page.Section(
@@ -120,18 +163,16 @@ def _draw(folder: Path, name: str, spec: Callable[[int], pictures.Spec], narrow:
     return page.picture(wide, pictures.svg(spec(narrow)), name)
 
 
-def summary(sections: Sequence[page.Section]) -> str:
-    """One screen: the answer, one row an encoder, and where the rest is."""
+def summary(sections: Sequence[page.Section], verdicts: Sequence[str], won: Table) -> str:
+    """One screen: the plan's hypotheses, who wins on what, one row an encoder, and what else is on the page."""
     first = sections[0]
     view = first.tables[0].view
     chosen = view.join(
         headline(first.protocol), left_on=tables.LABEL, right_on="label", how="semi", maintain_order="left"
     )
-    answer = [textwrap.fill(one, COLUMNS, subsequent_indent="  ") for one in first.answer]
-    more = "".join(f"\nAlso on the page: {one.protocol.title} ({one.protocol.apart})" for one in sections[1:])
     parts = [
-        first.protocol.title,
-        "\n".join(answer),
-        typeset.plain(chosen.drop("kind", "dims"), SCREEN) + more,
+        "\n".join(textwrap.fill(one, COLUMNS, subsequent_indent="  ") for one in verdicts),
+        typeset.plain(won.view, SCREEN, COLUMNS),
+        first.protocol.title + "\n" + typeset.plain(chosen.drop("kind", "dims"), SCREEN, COLUMNS),
     ]
     return "\n\n".join(parts) + "\n"

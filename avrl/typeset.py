@@ -6,6 +6,8 @@ import re
 import unicodedata
 from typing import TYPE_CHECKING
 
+from avrl.words import say
+
 if TYPE_CHECKING:
     import polars as pl
 
@@ -47,13 +49,18 @@ def latex(table: Table) -> str:
     )
 
 
-def plain(view: pl.DataFrame, limit: int) -> str:
-    """Aligned columns for a terminal, at most `limit` rows; Korean counts two cells a character."""
+def plain(view: pl.DataFrame, limit: int, width: int) -> str:
+    """Aligned columns for a terminal: at most `limit` rows, as many columns as `width` holds; Korean counts double."""
     rows = [[_one_line(str(one)) for one in row] for row in _rows(view)]
     shown = rows[: limit + 1]
     widths = [max(_cells(row[i]) for row in shown) for i in range(view.width)]
-    lines = ["  ".join(one + " " * (w - _cells(one)) for one, w in zip(row, widths, strict=True)) for row in shown]
-    lines += [f"... and {len(rows) - len(shown)} more rows on the page"] * (len(rows) > len(shown))
+    kept = max(1, sum(sum(widths[: i + 1]) + 2 * i <= width for i in range(view.width)))
+    lines = [
+        "  ".join(one + " " * (w - _cells(one)) for one, w in zip(row, widths[:kept], strict=False)) for row in shown
+    ]
+    more = {say("rows"): len(rows) - len(shown), say("columns"): view.width - kept}
+    left = [f"{count} {what}" for what, count in more.items() if count]
+    lines += [say("... and {what} more on the page", what=", ".join(left))] * bool(left)
     return "\n".join(line.rstrip() for line in lines)
 
 

@@ -42,7 +42,7 @@ class Measured(NamedTuple):
 def differences(protocol: Protocol, resamples: int = N_RESAMPLES) -> Table:
     """Headline R2 of each pretrained row minus its untrained twin, the pixel floor, the best outside row."""
     rows = heads(protocol).to_dicts()
-    compare = _Comparison(protocol, resamples)
+    compare = Paired(protocol, resamples)
     splits = [WHOLE] + [UNSEEN] * (not protocol.scores.filter(split=UNSEEN).is_empty())
     found = [
         _entry(row, split, against, other, note or compare(row, other, split))
@@ -137,19 +137,26 @@ def _entry(row: Row, split: str, against: str, other: Row | None, measured: Meas
     }
 
 
-class _Comparison:
-    """Paired differences within one protocol; draws and per-episode sums are made once."""
+class Paired:
+    """Paired differences of R2 within one protocol; draws are made once.
 
-    def __init__(self, protocol: Protocol, resamples: int) -> None:
+    Args:
+        protocol: Whose rows are compared.
+        resamples: Of the bootstrap.
+        group: Of the target; empty for the one that the headline is about.
+    """
+
+    def __init__(self, protocol: Protocol, resamples: int, group: str = "") -> None:
         self._resamples = resamples
         self._draws: dict[int, Any] = {}
-        moving = protocol.scores.filter(pl.col("value").is_not_null(), group=protocol.group, metric="r2")
+        moving = protocol.scores.filter(pl.col("value").is_not_null(), group=group or protocol.group, metric="r2")
         self._dimensions = {
             split: sorted(set(moving.filter(split=split)["dimension"]) - {"mean"}) for split in (WHOLE, UNSEEN)
         }
         self._parts = protocol.episodes.partition_by(ROW, as_dict=True)
 
     def __call__(self, row: Row, other: Row | None, split: str) -> Measured:
+        """Mean R2 of the group's dimensions, `row` minus `other`, on the episodes of a split that both have."""
         dims = self._dimensions[split]
         if not dims:
             return Measured(None, 0, UNDEFINED)

@@ -28,9 +28,13 @@ class ReportConfig:
 
     resamples: Annotated[int, Opt("Bootstrap resamples of each paired difference")] = 1000
 
+    price: Annotated[float, Opt("Dollars a GPU hour, for the cost of each encoder", unit="$")] = 0.0
+
     def __post_init__(self) -> None:
         if self.resamples < 100:
             raise ConfigError(f"resamples={self.resamples} is too few for a 95% interval", "use at least 100")
+        if self.price < 0:
+            raise ConfigError(f"price={self.price} is less than nothing")
 
 
 def inputs(scores: Sequence[Artifact], checkpoints: Sequence[Artifact]) -> dict[str, Artifact]:
@@ -51,7 +55,7 @@ def _build(config: ReportConfig, given: Inputs, folder: Path) -> Built:
 
     scores = [one for role, one in given.items() if role.startswith(SCORES)]
     checkpoints = [one for role, one in given.items() if role.startswith(CHECKPOINTS)]
-    return Built(facts=report.write(folder, scores, checkpoints, config.resamples))
+    return Built(facts=report.write(folder, scores, checkpoints, config.resamples, price=config.price))
 
 
-STAGE = Stage(name="tables", version=3, config=ReportConfig, slug=_slug, build=_build)
+STAGE = Stage(name="tables", version=4, config=ReportConfig, slug=_slug, build=_build)
