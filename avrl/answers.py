@@ -9,6 +9,7 @@ import polars as pl
 from avrl.comparison import FLOOR, READOUTS, UNSEEN, WHOLE, Protocol, ranks
 from avrl.tables import NOT_MEASURED
 from avrl.verdicts import ABOVE, BELOW, OUTSIDE, PIXELS, TWIN, UNDECIDED, Row, best_outside, heads
+from avrl.words import say
 
 if TYPE_CHECKING:
     from avrl.tables import Table
@@ -19,7 +20,7 @@ def sentences(protocol: Protocol, differences: Table) -> list[str]:
     rows = heads(protocol).to_dicts()
     found = differences.numbers
     if not any(row["init"] == "trained" for row in rows):
-        return ["No encoder pretrained here has been scored.", *_floor(found, rows)]
+        return [say("No encoder pretrained here has been scored."), *_floor(found, rows)]
     return [*_twins(found, protocol), *_floor(found, rows), *_outside(found, rows)]
 
 
@@ -31,12 +32,13 @@ def told(protocol: Protocol) -> list[str]:
     for verdict in ("pass", "undecided", "fail"):
         here = judged.filter(verdict=verdict).to_dicts()
         listed = ", ".join(f"{row['label']} ({_short(row, 'value')})" for row in here)
-        said += [f"Order told right in at least 90% of pairs, {verdict}: {listed}."] * bool(here)
+        text = "Order told right in at least 90% of pairs, {verdict}: {listed}."
+        said += [say(text, verdict=say(verdict), listed=listed)] * bool(here)
     near = (
         rows.filter(group="task", metric="knn-accuracy").sort("value", descending=True, maintain_order=True).to_dicts()
     )
-    said += [f"Neighbours tell the task best for {row['label']}: {_short(row, 'value')}." for row in near[:1]]
-    return said
+    best = [{"label": row["label"], "value": _short(row, "value")} for row in near[:1]]
+    return said + [say("Neighbours tell the task best for {label}: {value}.", **one) for one in best]
 
 
 def headline(protocol: Protocol) -> pl.DataFrame:
@@ -55,23 +57,29 @@ def _twins(found: pl.DataFrame, protocol: Protocol) -> list[str]:
     against = found.filter(against=TWIN, kind="trained")
     heads = against.join(_labels(protocol), on=["name", "readout", "pairing"], how="semi", maintain_order="left")
     said = []
-    for split, where in ((WHOLE, ""), (UNSEEN, " on unseen tasks")):
+    for split, where in ((WHOLE, say("all test tasks")), (UNSEEN, say("unseen tasks"))):
         here = heads.filter(split=split)
         parts = {verdict: here.filter(verdict=verdict) for verdict in (ABOVE, UNDECIDED, BELOW, NOT_MEASURED)}
         measured, above = here.height - parts[NOT_MEASURED].height, parts[ABOVE].height
         if measured:
-            what = "trained encoders stand" if measured > 1 else "trained encoder stands"
-            list_ = f": {_list(parts[ABOVE])}" if above else ""
-            said.append(f"{above} of {measured} {what} above the untrained twin in {protocol.group} R²{where}{list_}.")
-        said += [f"Undecided{where}: {_list(parts[UNDECIDED])}."] * (not parts[UNDECIDED].is_empty())
-        said += [f"Below the untrained twin{where}: {_list(parts[BELOW])}."] * (not parts[BELOW].is_empty())
+            text = "{above} of {measured} trained encoders above the untrained twin in {group} R², {where}"
+            said.append(say(text, above=above, measured=measured, group=protocol.group, where=where))
+            said[-1] += f": {_list(parts[ABOVE])}." if above else "."
+        said += [say("Undecided, {where}: {list}.", where=where, list=_list(parts[UNDECIDED]))] * len(
+            parts[UNDECIDED][:1]
+        )
+        said += [say("Below the untrained twin, {where}: {list}.", where=where, list=_list(parts[BELOW]))] * len(
+            parts[BELOW][:1]
+        )
         missing = parts[NOT_MEASURED]
-        said += [f"Not measured against a twin{where}: {_list(missing)}."] * (not missing.is_empty())
+        said += [say("Not measured against a twin, {where}: {list}.", where=where, list=_list(missing))] * len(
+            missing[:1]
+        )
     whole = against.filter(split=WHOLE)
     if whole.height > heads.filter(split=WHOLE).height:
         counts = {verdict: whole.filter(verdict=verdict).height for verdict in (ABOVE, BELOW, UNDECIDED)}
-        tally = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
-        said.append(f"Over all {whole.height} readouts of the trained encoders: {tally}.")
+        tally = ", ".join(f"{count} {say(verdict)}" for verdict, count in counts.items())
+        said.append(say("Over all {n} readouts of the trained encoders: {tally}.", n=whole.height, tally=tally))
     return said
 
 
@@ -84,30 +92,33 @@ def _labels(protocol: Protocol) -> pl.DataFrame:
 def _floor(found: pl.DataFrame, rows: list[Row]) -> list[str]:
     here = found.filter(pl.col("difference").is_not_null(), against=PIXELS, split=WHOLE)
     if here.is_empty():
-        return [f"Not measured against the pixel-difference floor ({FLOOR})."]
+        return [say("Not measured against the pixel-difference floor ({floor}).", floor=FLOOR)]
     floor = next(row for row in rows if row["encoder"] == FLOOR and row["init"] == "none")
-    named = f"the pixel-difference floor ({FLOOR}, R² {_score(floor)})"
+    named = f"{FLOOR}, R² {_score(floor)}"
     above = here.filter(verdict=ABOVE).sort("difference", descending=True, maintain_order=True)
     if above.is_empty():
         best = here.sort("difference", descending=True, maintain_order=True).head(1)
-        return [f"No encoder stands above {named}; nearest is {_list(best)}."]
-    rest = f" and {above.height - 3} more rows" if above.height > 3 else ""
-    return [f"Above {named}: {_list(above.head(3))}{rest}."]
+        text = "No encoder stands above the pixel-difference floor ({floor}); nearest is {best}."
+        return [say(text, floor=named, best=_list(best))]
+    rest = say(" and {n} more rows", n=above.height - 3) if above.height > 3 else ""
+    text = "Above the pixel-difference floor ({floor}): {list}."
+    return [say(text, floor=named, list=_list(above.head(3)) + rest)]
 
 
 def _outside(found: pl.DataFrame, rows: list[Row]) -> list[str]:
     best = best_outside(rows)
     here = found.filter(pl.col("difference").is_not_null(), against=OUTSIDE, split=WHOLE)
     if best is None or here.is_empty():
-        return ["Not measured against any outside encoder."]
+        return [say("Not measured against any outside encoder.")]
     top = here.sort("difference", descending=True, maintain_order=True).head(1)
     words = {
-        ABOVE: "stands above it",
-        BELOW: "stands below it",
-        UNDECIDED: "is level with it within the interval",
+        ABOVE: say("stands above it"),
+        BELOW: say("stands below it"),
+        UNDECIDED: say("is level with it within the interval"),
     }
     verdict = words[top["verdict"].item()]
-    return [f"Best outside row: {best['label']} (R² {_score(best)}); our best, {_list(top)}, {verdict}."]
+    text = "Best outside row: {label} (R² {score}); our best, {top}, {verdict}."
+    return [say(text, label=best["label"], score=_score(best), top=_list(top), verdict=verdict)]
 
 
 def _list(rows: pl.DataFrame) -> str:

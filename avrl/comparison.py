@@ -14,6 +14,7 @@ import polars as pl
 
 from avrl.errors import IntegrityError
 from avrl.labels import TARGETS
+from avrl.words import say
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -176,9 +177,12 @@ def mapped(protocol: Protocol, artifacts: Iterable[Artifact]) -> dict[str, pl.Da
 
 
 def _title(head: dict[str, Any]) -> str:
-    by = "optical flow by {target}" if head["probe"] == "flow" else "{probe}: {target} motion"
-    what = by if head["target"] else "{probe}"
-    return (what + " over {gap_s:.3g} s (gap {gap})").format(**head)
+    named = {"probe": head["probe"], "target": head["target"], "gap": head["gap"], "seconds": f"{head['gap_s']:.3g}"}
+    if head["probe"] == "flow":
+        return say("optical flow by {target} over {seconds} s (gap {gap})", **{**named, "probe": None})
+    if head["target"]:
+        return say("{probe}: {target} motion over {seconds} s (gap {gap})", **named)
+    return say("{probe} over {seconds} s (gap {gap})", **named)
 
 
 def _head(scores: pl.DataFrame) -> dict[str, Any]:
@@ -189,8 +193,9 @@ def _head(scores: pl.DataFrame) -> dict[str, Any]:
 
 def _apart(head: dict[str, Any], first: dict[str, Any]) -> str:
     fields = ["probe", "target", "gap", "n_train", "episodes_train", "episodes_test"]
-    found = [f"{name} {head[name]} (first: {first[name]})" for name in fields if head[name] != first[name]]
-    return "; ".join(found) or "other data, samples or solver, at the same gap and target"
+    apart = [name for name in fields if head[name] != first[name]]
+    found = [say("{name} {here} (first: {first})", name=one, here=head[one] or "-", first=first[one]) for one in apart]
+    return "; ".join(found) or say("other data, samples or solver, at the same gap and target")
 
 
 def _ordered(scores: pl.DataFrame) -> pl.DataFrame:

@@ -13,6 +13,7 @@ import polars as pl
 from avrl.comparison import ROW, Protocol
 from avrl.intervals import interval, weights
 from avrl.tables import LABEL, NOT_MEASURED, Table
+from avrl.words import say
 
 REFERENCE, PERCENT = "dinov2", 20.0
 PASS, FAIL, UNDECIDED = "pass", "fail", "undecided"
@@ -37,13 +38,15 @@ def percent_below(protocol: Protocol, resamples: int) -> Table | None:
         rows.append({**named, **_compared(_sums(protocol, row), other, resamples)})
     frame = pl.DataFrame(rows, schema=NUMBERS)
     view = frame.select(pl.col("label").alias(LABEL), "kind").with_columns(
-        pl.Series("EPE below DINOv2's", [_said(one) for one in frame.iter_rows(named=True)], pl.String)
+        pl.Series(say("EPE below DINOv2's"), [_said(one) for one in frame.iter_rows(named=True)], pl.String)
     )
-    caption = (
-        f"Hypothesis: the end-point error is at least {PERCENT:.0f}% below that of {REFERENCE}. Pass: so is the whole "
-        "95% interval (paired, over episodes); fail: none of it is. Nobody has published such a gain."
+    caption = say(
+        "Hypothesis: the end-point error is at least {percent}% below that of {reference}. Pass: so is the whole 95% "
+        "interval (paired, over episodes); fail: none of it is. Nobody has published such a gain.",
+        percent=f"{PERCENT:.0f}",
+        reference=REFERENCE,
     )
-    return Table(f"flow-verdict-{protocol.slug}", "Flow beside DINOv2", caption, frame.drop("label"), view)
+    return Table(f"flow-verdict-{protocol.slug}", say("Flow beside DINOv2"), caption, frame.drop("label"), view)
 
 
 def _sums(protocol: Protocol, row: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -69,5 +72,5 @@ def _compared(
 
 def _said(row: dict[str, Any]) -> str:
     if row["percent_below"] is None:
-        return f"{NOT_MEASURED}: no {REFERENCE} on these pairs"
-    return f"{row['percent_below']:+.1f}% [{row['low']:+.1f}, {row['high']:+.1f}] {row['verdict']}"
+        return say("not measured: no {reference} on these pairs", reference=REFERENCE)
+    return f"{row['percent_below']:+.1f}% [{row['low']:+.1f}, {row['high']:+.1f}] {say(row['verdict'])}"

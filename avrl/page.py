@@ -18,8 +18,11 @@ from markupsafe import Markup, escape
 
 from avrl import pictures
 from avrl.comparison import UNSEEN, WHOLE
+from avrl.effects import FAIL, NOT_COMPARABLE, PASS
+from avrl.leaders import BEST, BETTER, TIED, WORSE
 from avrl.tables import NOT_MEASURED, UNDEFINED
 from avrl.verdicts import ABOVE, BELOW, UNDECIDED
+from avrl.words import say, spoken
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,34 +34,56 @@ if TYPE_CHECKING:
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 WIDE, NARROW = 640, 140  # px of the forest plot itself; its labels come on top
 NARROW_CURVES = 260
-MARKS = {ABOVE: "▲ above", BELOW: "▼ below", UNDECIDED: "○ undecided"}
-GLOSSARY = {
-    "R²": "Share of the target's variance that a linear readout explains on held-out episodes; 1 is perfect, "
-    "0 is the mean, below 0 is worse than the mean.",
-    "AUC": "Chance that an opening gripper is ranked above a closing one; 0.5 is a coin.",
-    "[low, high]": "95% percentile interval, bootstrap over test episodes.",
-    "position": "Unweighted mean over x, y, z; rotation, wrist, fingertips likewise.",
-    "gap": "Frames between the two pictures of a pair; seconds = gap / frame rate.",
-    "readout": "Which vector of the encoder is used: cls, patch-mean, grid (3x3 pooled), m or p (a stream).",
-    "pairing": "pair: the encoder f sees both frames; antisymmetric: f(t, t+gap) - f(t+gap, t), which leaves out "
-    "what did not move; concat, diff: one frame at a time, then joined or subtracted.",
-    "untrained twin": "The same network with random weights: what the architecture gives without learning.",
-    "outside": "An encoder with published weights, not trained here.",
-    "floor": "A predictor without an encoder: mean, robot state, pixel difference at 8x8 or 16x16.",
-    "ceiling": "oracle: a probe that is given the state before and after, the motion itself.",
-    "unseen tasks": "Test episodes of tasks that no training episode of the probe shows.",
-    "order": "Which of two frames came first, each pair shown both ways round; controls should be at 0.5.",
-    "knn accuracy": "Share of vectors whose nearest ones, by cosine, in other episodes are mostly of the same task.",
-    "nmi, ari": "Agreement of k-means with the tasks, 1 is the same; silhouette: -1..1, above 0 tasks lie apart.",
-    "identity, motion": "Task told from one frame, or from the change alone, on held-out episodes.",
-    "target": "reached: state after the gap minus state before; commanded: the action sent. A hand's motion is along "
-    "the axes of the first frame's camera, in m: the camera's own motion is not in it.",
-    "above, below": "The paired interval excludes zero; undecided: it does not.",
-    "not measured": "Nobody ran it; undefined: it was run, but the target does not move.",
-    "effective rank": "Exponential of the entropy of the features' singular values; near 1: collapsed.",
-    "skill": "1 - error / error of a named baseline (copy: predict that nothing changes).",
-    "fingerprint": "Digest of data, split, samples, gap, target and solver; equal for all rows of a table.",
-}
+SHAPES = {ABOVE: "▲", BELOW: "▼", UNDECIDED: "○", BETTER: "▲", WORSE: "▼", PASS: "▲", FAIL: "▼", BEST: "★", TIED: "≈"}
+
+
+def _marks() -> dict[str, Markup]:
+    """Words that stand at an end of a cell, in the language spoken, and how they are shown: never by colour alone."""
+    shown = Markup('<span class="{}">{} {}</span>')
+    return {say(name): shown.format(name, shape, say(name)) for name, shape in SHAPES.items()}
+
+
+def glossary() -> dict[str, str]:
+    """What words on the page mean."""
+    return {
+        "R²": say(
+            "Share of the target's variance that a linear readout explains on held-out episodes; 1 is perfect, 0 is "
+            "the mean, below 0 is worse than the mean."
+        ),
+        "AUC": say("Chance that an opening gripper is ranked above a closing one; 0.5 is a coin."),
+        "[low, high]": say("95% percentile interval, bootstrap over test episodes."),
+        "position": say("Unweighted mean over x, y, z; rotation, wrist, fingertips likewise."),
+        "gap": say("Frames between the two pictures of a pair; seconds = gap / frame rate."),
+        "readout": say("Which vector of the encoder is used: cls, patch-mean, grid (3x3 pooled), m or p (a stream)."),
+        "pairing": say(
+            "pair: the encoder f sees both frames; antisymmetric: f(t, t+gap) - f(t+gap, t), which leaves out what did "
+            "not move; concat, diff: one frame at a time, then joined or subtracted."
+        ),
+        say("untrained twin"): say(
+            "The same network with random weights: what the architecture gives without learning."
+        ),
+        say("outside"): say("An encoder with published weights, not trained here."),
+        say("floor"): say("A predictor without an encoder: mean, robot state, pixel difference at 8x8 or 16x16."),
+        say("ceiling"): say("oracle: a probe that is given the state before and after, the motion itself."),
+        say("unseen tasks"): say("Test episodes of tasks that no training episode of the probe shows."),
+        "order": say("Which of two frames came first, each pair shown both ways round; controls should be at 0.5."),
+        "knn accuracy": say(
+            "Share of vectors whose nearest ones, by cosine, in other episodes are mostly of the same task."
+        ),
+        "nmi, ari": say(
+            "Agreement of k-means with the tasks, 1 is the same; silhouette: -1..1, above 0 tasks lie apart."
+        ),
+        "identity, motion": say("Task told from one frame, or from the change alone, on held-out episodes."),
+        "target": say(
+            "reached: state after the gap minus state before; commanded: the action sent. A hand's motion is along the "
+            "axes of the first frame's camera, in m: the camera's own motion is not in it."
+        ),
+        f"{say(ABOVE)}, {say(BELOW)}": say("The paired interval excludes zero; undecided: it does not."),
+        say(NOT_MEASURED): say("Nobody ran it; undefined: it was run, but the target does not move."),
+        say("effective rank"): say("Exponential of the entropy of the features' singular values; near 1: collapsed."),
+        "skill": say("1 - error / error of a named baseline (copy: predict that nothing changes)."),
+        "fingerprint": say("Digest of data, split, samples, gap, target and solver; equal for all rows of a table."),
+    }
 
 
 @dataclass(frozen=True)
@@ -121,6 +146,7 @@ def render(
         checkpoints: All that are in the table.
     """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    environment.globals |= {"say": say, "spoken": spoken}
     environment.filters |= {"figure": _figure, "pairs": _pairs, "slug": lambda text: text.replace(" ", "-")}
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         head=head,
@@ -131,7 +157,7 @@ def render(
         scores=list(scores),
         checkpoints=list(checkpoints),
         night=pictures.NIGHT,
-        glossary=GLOSSARY,
+        glossary=glossary(),
     )
 
 
@@ -154,22 +180,23 @@ def protocol_facts(protocol: Protocol) -> dict[str, str]:
     """What was held fixed for all rows of a protocol, in words."""
     head = protocol.scores.row(0, named=True)
     counts = protocol.scores.group_by("split").agg(pl.col("n_test", "episodes_test").max()).sort("split")
-    words = {WHOLE: "all test tasks", UNSEEN: "unseen tasks only", "val-seen": "seen tasks only"}
+    words = {WHOLE: say("all test tasks"), UNSEEN: say("unseen tasks only"), "val-seen": say("seen tasks only")}
     alphas = protocol.scores["alpha"].drop_nulls().to_list()
+    reached = say("reached: state after the gap minus state before")
+    of, samples = say("{samples} samples of {episodes} episodes"), [head["n_train"], head["episodes_train"]]
     facts = {
         "fingerprint": protocol.fingerprint,
         "probe": head["probe"],
-        "target": GLOSSARY["target"].split("; ")[0] if head["target"] == "reached" else head["target"],
-        "gap": f"{head['gap']} frames = {head['gap_s']:.3g} s",
-        "training samples": f"{head['n_train']:,} of {head['episodes_train']:,} episodes",
+        "target": reached if head["target"] == "reached" else head["target"],
+        "gap": say("{gap} frames = {seconds} s", gap=head["gap"], seconds=f"{head['gap_s']:.3g}"),
+        say("training samples"): of.format(samples=f"{samples[0]:,}", episodes=f"{samples[1]:,}"),
     }
     for row in counts.iter_rows(named=True):
-        name = f"split {row['split']}"
-        facts[name] = f"{row['n_test']:,} samples of {row['episodes_test']:,} episodes"
+        name = say("split {name}", name=row["split"])
+        facts[name] = of.format(samples=f"{row['n_test']:,}", episodes=f"{row['episodes_test']:,}")
         facts[name] += f" ({words[row['split']]})" if row["split"] in words else ""
-    facts["solver"] = "ridge in closed form, strength chosen on held-out training episodes"
-    if alphas:
-        facts["solver"] += f" (here {min(alphas):.3g} to {max(alphas):.3g})"
+    solver = say("ridge in closed form, strength chosen on held-out training episodes")
+    facts[say("solver")] = solver + (f" ({min(alphas):.3g} … {max(alphas):.3g})" if alphas else "")
     return facts
 
 
@@ -181,16 +208,21 @@ def notes(protocol: Protocol) -> list[str]:
 
 
 def _figure(value: object) -> Markup:
-    """A cell: the interval set back behind its value, a verdict with its mark, "not measured" in grey."""
-    text = str(value)
-    found = re.fullmatch(r"([+-]?[\d.]+)(?: (\[[^\]]*\]))?(?: (above|below|undecided))?", text)
-    if text.startswith((NOT_MEASURED, UNDEFINED, "does not apply")):
+    """A cell: the interval set back behind its value, a verdict with its shape, "not measured" in grey."""
+    text, marks = say(str(value)), _marks()
+    if text.startswith((say(NOT_MEASURED), say(UNDEFINED), say("does not apply"), say(NOT_COMPARABLE))):
         return Markup('<span class="none">{}</span>').format(text)
-    if not found or text == found[1]:
-        return escape(text)
-    shown = escape(found[1])
-    shown += Markup(" <i>{}</i>").format(found[2]) if found[2] else ""
-    return shown + (Markup(' <span class="{}">{}</span>').format(found[3], MARKS[found[3]]) if found[3] else "")
+    head, _, tail = text.rpartition(" ")
+    if tail in marks:
+        return _number(head) + " " + marks[tail]
+    head, _, tail = text.partition(" ")
+    return marks[head] + " " + escape(tail) if head in marks else _number(text)
+
+
+def _number(text: str) -> Markup:
+    """A number, its interval set back; other text as it is."""
+    found = re.match(r"([+-]?[\d.]+%?) (\[[^\]]*\])", text)
+    return Markup("{} <i>{}</i>{}").format(found[1], found[2], text[found.end() :]) if found else escape(text)
 
 
 def _pairs(values: Mapping[str, Any]) -> str:

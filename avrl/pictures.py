@@ -35,7 +35,6 @@ SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down"
 # Shapes that are told apart in black and white, one a task.
 MARKS = (*SHAPES, "triangle-left", "triangle-right", "arrow", "wedge", "M-1,-1L1,1M1,-1L-1,1", "M0,-1V1")
 REST = "other tasks"
-SKILL = "skill (points: held out)"
 RANKS = {"rank_cls": "rank of CLS (directions)", "rank_patches": "rank of patches (directions)"}
 FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
 ON_SHADE = "#101010"  # on a cell of the heat map: not `INK`, which turns light in the dark
@@ -144,8 +143,9 @@ def curves(logs: Mapping[str, pl.DataFrame], width: int = 640) -> Spec:
     """Loss and skill of all checkpoints against the samples they have seen; skill on held-out episodes as points."""
     names = list(logs)
     data = alt.InlineData(values=_rows(logs, ("loss", "skill", "held_out_skill")))
-    seen = _line(data, names, "skill", SKILL) + _points(data, names, "held_out_skill", SKILL)
-    panels = [_line(data, names, "loss", "loss (own units of each objective)"), seen]
+    title = say("skill (points: held out)")
+    seen = _line(data, names, "skill", title) + _points(data, names, "held_out_skill", title)
+    panels = [_line(data, names, "loss", say("loss (own units of each objective)")), seen]
     return _finish(alt.vconcat(*(one.properties(width=width, height=190) for one in panels)), columns=_columns(width))
 
 
@@ -154,7 +154,9 @@ def ranks(logs: Mapping[str, pl.DataFrame], width: int = 640) -> Spec:
     names = list(logs)
     data = alt.InlineData(values=_rows(logs, RANKS))
     panels = [
-        (_line(data, names, name, title) + _points(data, names, name, title)).properties(width=width, height=150)
+        (_line(data, names, name, say(title)) + _points(data, names, name, say(title))).properties(
+            width=width, height=150
+        )
         for name, title in RANKS.items()
     ]
     return _finish(alt.vconcat(*panels), columns=_columns(width))
@@ -204,7 +206,7 @@ def _axes(data: Any, quantity: str, title: str) -> Any:
         alt.Chart(data)
         .transform_filter(alt.datum.quantity == quantity)
         .encode(
-            x=alt.X("samples:Q", title="samples seen (frame pairs or clips)", axis=alt.Axis(format="~s")),
+            x=alt.X("samples:Q", title=say("samples seen (frame pairs or clips)"), axis=alt.Axis(format="~s")),
             y=alt.Y("value:Q", title=title, scale=alt.Scale(zero=quantity in RANKS)),  # or a wobble looks like collapse
         )
     )

@@ -20,6 +20,7 @@ from avrl.errors import NotFoundError
 from avrl.flow_verdict import percent_below
 from avrl.leaders import marked, winners
 from avrl.verdicts import ABOVE, BELOW, UNDECIDED, differences, heads
+from avrl.words import say
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -63,7 +64,7 @@ def write(
     protocols = comparable(every.filter(pl.col("fingerprint") != ""), episodes)
     if not protocols:
         raise NotFoundError("no score names its protocol", "remove the scores and probe again")
-    left_out = f"{unmarked.height} numbers without a protocol fingerprint" if unmarked.height else ""
+    left_out = say("{n} numbers without a protocol fingerprint", n=unmarked.height) if unmarked.height else ""
     sections = [
         _section(folder, one, protocols, resamples)
         if "r2" in one.scores["metric"]
@@ -73,19 +74,15 @@ def write(
     judged = hypotheses.judge(protocols, checkpoints, resamples)
     cost = budgets.encoders(protocols, checkpoints, ancestors, price)
     trained = tables.training(checkpoints)
-    logs = {one.ref: log for one in checkpoints if not (log := tables.log(one)).is_empty()}
-    curves = _draw(folder, "training", partial(pictures.curves, logs), page.NARROW_CURVES) if logs else None
-    looked = any(set(pictures.RANKS) <= set(log.columns) for log in logs.values())
-    ranks = _draw(folder, "ranks", partial(pictures.ranks, logs), page.NARROW_CURVES) if looked else None
     won = winners(protocols, resamples)
     for one in (won, judged, cost, *([trained] if checkpoints else [])):
         _write_table(folder, one)
     every.write_csv(folder / "scores.csv")
     head = page.Head(won, judged, cost, budgets.unlike(cost), left_out)
-    html = page.render(head, sections, trained, (curves, ranks), scores, checkpoints)
+    html = page.render(head, sections, trained, _logs(folder, checkpoints), scores, checkpoints)
     (folder / PAGE).write_text(html, encoding="utf-8")
     (folder / SUMMARY).write_text(summary(sections, hypotheses.tally(judged), won), encoding="utf-8")
-    shown = [one.numbers for section in sections for one in section.tables if one.title == "Differences"]
+    shown = [one.numbers for section in sections for one in section.tables if one.name.startswith("differences-")]
     verdicts = [verdict for numbers in shown for verdict in numbers["verdict"]]
     return {
         "scores": len(scores),
@@ -95,6 +92,14 @@ def write(
         "hypotheses": hypotheses.tally(judged),
         "answer": list(sections[0].answer),
     }
+
+
+def _logs(folder: Path, checkpoints: Sequence[Artifact]) -> tuple[page.Picture | None, page.Picture | None]:
+    """Loss and skill of all checkpoints, and the ranks of those that were looked at."""
+    logs = {one.ref: log for one in checkpoints if not (log := tables.log(one)).is_empty()}
+    curves = _draw(folder, "training", partial(pictures.curves, logs), page.NARROW_CURVES) if logs else None
+    looked = any(set(pictures.RANKS) <= set(log.columns) for log in logs.values())
+    return curves, _draw(folder, "ranks", partial(pictures.ranks, logs), page.NARROW_CURVES) if looked else None
 
 
 def _section(folder: Path, protocol: Protocol, every: Sequence[Protocol], resamples: int) -> page.Section:
@@ -120,15 +125,15 @@ def _section(folder: Path, protocol: Protocol, every: Sequence[Protocol], resamp
 def _figures(folder: Path, protocol: Protocol, every: Sequence[Protocol]) -> dict[str, page.Picture]:
     """What there is to draw of a protocol beside its forest: caption -> picture."""
     slug, found = protocol.slug, {}
-    caption = "Headline rows by target dimension: R² on held-out episodes, as shade and as number."
+    caption = say("Headline rows by target dimension: R² on held-out episodes, as shade and as number.")
     found[caption] = _draw(folder, f"heat-{slug}", partial(pictures.heat, protocol), page.NARROW)
     if set(protocol.others["train"]) & set(pictures.SHARES):
-        caption = "Headline R² against the training episodes of the probe, with 95% intervals."
+        caption = say("Headline R² against the training episodes of the probe, with 95% intervals.")
         found[caption] = _draw(folder, f"few-{slug}", partial(pictures.few, protocol), page.NARROW_CURVES)
     alike = [one for one in every if (one.probe, one.target) == (protocol.probe, protocol.target)]
     alike = list({one.scores["gap"][0]: one for one in reversed(alike)}.values())
     if len(alike) > 1 and protocol is every[min(every.index(one) for one in alike)]:
-        caption = "Headline R² against the gap of a pair, with 95% intervals; each gap is a protocol of its own."
+        caption = say("Headline R² against the gap of a pair, with 95% intervals; each gap is a protocol of its own.")
         alike.sort(key=lambda one: one.scores["gap"][0])
         found[caption] = _draw(folder, f"gaps-{slug}", partial(pictures.gaps, alike), page.NARROW_CURVES)
     return found

@@ -14,6 +14,7 @@ import polars as pl
 from avrl.artifact import LOOKS
 from avrl.comparison import EVERY, ROW, UNSEEN, WHOLE, ranks
 from avrl.errors import IntegrityError
+from avrl.words import say
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -50,14 +51,14 @@ class Column(NamedTuple):
     @property
     def title(self) -> str:
         """As the header says it."""
-        what = self.group if self.dimension in ("mean", "all", self.group) else self.dimension
-        where = {WHOLE: "", EVERY: "", UNSEEN: ", unseen tasks"}.get(self.split, f", {self.split}")
+        what = say(self.group if self.dimension in ("mean", "all", self.group) else self.dimension)
+        where = {WHOLE: "", EVERY: "", UNSEEN: ", " + say("unseen tasks")}.get(self.split, f", {self.split}")
         return f"{what} {self.metric_title}{where}"
 
     @property
     def metric_title(self) -> str:
         """As people write it."""
-        return {"r2": "R²", "auc": "AUC", "epe": "EPE, px"}.get(self.metric, self.metric.replace("-", " "))
+        return {"r2": "R²", "auc": "AUC", "epe": "EPE, px"}.get(self.metric, say(self.metric.replace("-", " ")))
 
     @property
     def name(self) -> str:
@@ -102,12 +103,15 @@ def main(protocol: Protocol) -> Table:
     """Encoders x readouts against target groups: ours beside their untrained twins, outside ones, floors."""
     chosen = columns(protocol.scores)
     frame = wide(protocol.scores, chosen)
-    what = "R² on held-out episodes" if "r2" in protocol.scores["metric"] else "What was measured"
+    what = say("R² on held-out episodes") if "r2" in protocol.scores["metric"] else say("What was measured")
     return Table(
         f"main-{protocol.slug}",
-        "Scores",
-        f"{what}, [95% interval over episodes]; a group is the unweighted mean of its dimensions. "
-        "An untrained twin is the same network, random weights; floors use no learned encoder.",
+        say("Scores"),
+        say(
+            "{what}, [95% interval over episodes]; a group is the unweighted mean of its dimensions. An untrained twin "
+            "is the same network, random weights; floors use no learned encoder.",
+            what=what,
+        ),
         _without_marks(frame),
         _view(frame, {one: one.title for one in chosen}),
     )
@@ -122,8 +126,8 @@ def dimensions(protocol: Protocol) -> Table:
     frame = wide(protocol.scores, chosen)
     return Table(
         f"dimensions-{protocol.slug}",
-        "By target dimension",
-        "The same rows, a column for each dimension of the target.",
+        say("By target dimension"),
+        say("The same rows, a column for each dimension of the target."),
         _without_marks(frame),
         _view(frame, {one: f"{one.dimension} {one.metric_title}" for one in chosen}),
     )
@@ -146,10 +150,13 @@ def training_sets(protocol: Protocol) -> Table | None:
         view = view.with_columns(pl.Series(TRAINED[name], texts, pl.String))
     return Table(
         f"training-sets-{protocol.slug}",
-        "New tasks and few examples",
-        f"{protocol.group.capitalize()} R². With a share of the training episodes only; and for tasks that training "
-        "lacks, beside the same test episodes after as many training episodes of all tasks: their difference is what a "
-        "new task costs. Not measured where training pairs were fewer than twice the features.",
+        say("New tasks and few examples"),
+        say(
+            "{group} R². With a share of the training episodes only; and for tasks that training lacks, beside the "
+            "same test episodes after as many training episodes of all tasks: their difference is what a new task "
+            "costs. Not measured where training pairs were fewer than twice the features.",
+            group=protocol.group.capitalize(),
+        ),
         frame.drop("label"),
         view,
     )
@@ -188,15 +195,15 @@ def training(checkpoints: Iterable[Artifact]) -> Table:
     forms = {"final loss": "{:.4f}", "final skill": "{:.3f}", "seconds": "{:,.0f}"}
     forms |= dict.fromkeys(["parameters", "steps", "samples"], "{:,}")
     view = frame.with_columns(
-        pl.Series(name, [NOT_MEASURED if v is None else forms.get(name, "{}").format(v) for v in frame[name]])
+        pl.Series(name, [say(NOT_MEASURED) if v is None else forms.get(name, "{}").format(v) for v in frame[name]])
         for name in order
     )
-    caption = (
+    caption = say(
         "Skill = 1 - error / error of the named baseline: 0 is no better than the baseline, 1 is perfect. "
         "Losses of different objectives are in different units; skills are comparable for the same baseline "
         "only."
     )
-    return Table("training", "Training", caption, frame, view)
+    return Table("training", say("Training"), caption, frame, view)
 
 
 def log(checkpoint: Artifact) -> pl.DataFrame:
@@ -242,7 +249,7 @@ def cell(
 ) -> str:
     """A number with its interval, or the reason why there is none."""
     if value is None:
-        return UNDEFINED if measured else NOT_MEASURED
+        return say(UNDEFINED) if measured else say(NOT_MEASURED)
     form = "{:.1f}" if abs(value) >= 10 else "{:+.3f}" if sign else "{:.3f}"  # a rank, not a score
     if low is None or high is None:
         return form.format(value)

@@ -31,16 +31,15 @@ _LATEX = {
 
 def markdown(table: Table) -> str:
     """A pipe table under a heading. Interval brackets are escaped too: they would open a link."""
-    lines = [table.view.columns, ["---"] * table.view.width, *table.view.iter_rows()]
-    rows = [
-        "| " + " | ".join(one if one == "---" else escape_markdown(str(one)) for one in row) + " |" for row in lines
-    ]
+    head, *body = _rows(table.view)
+    lines = [head, ["---"] * table.view.width, *body]
+    rows = ["| " + " | ".join(one if one == "---" else escape_markdown(one) for one in row) + " |" for row in lines]
     return f"## {escape_markdown(table.title)}\n\n{escape_markdown(table.caption)}\n\n" + "\n".join(rows) + "\n"
 
 
 def latex(table: Table) -> str:
     """A booktabs table; Korean needs a document that loads a font for it (kotex with XeLaTeX)."""
-    head, *body = [" & ".join(escape_latex(str(one)) for one in row) + r" \\" for row in _rows(table.view)]
+    head, *body = [" & ".join(escape_latex(one) for one in row) + r" \\" for row in _rows(table.view)]
     spec = "".join("l" for _ in table.view.columns)
     inner = "\n".join([r"\toprule", head, r"\midrule", *body, r"\bottomrule"])
     return (
@@ -51,7 +50,7 @@ def latex(table: Table) -> str:
 
 def plain(view: pl.DataFrame, limit: int, width: int) -> str:
     """Aligned columns for a terminal: at most `limit` rows, as many columns as `width` holds; Korean counts double."""
-    rows = [[_one_line(str(one)) for one in row] for row in _rows(view)]
+    rows = [[_one_line(one) for one in row] for row in _rows(view)]
     shown = rows[: limit + 1]
     widths = [max(_cells(row[i]) for row in shown) for i in range(view.width)]
     kept = max(1, sum(sum(widths[: i + 1]) + 2 * i <= width for i in range(view.width)))
@@ -79,8 +78,9 @@ def _one_line(text: str) -> str:
     return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", text)
 
 
-def _rows(view: pl.DataFrame) -> list[list[object]]:
-    return [list(view.columns), *(list(row) for row in view.iter_rows())]
+def _rows(view: pl.DataFrame) -> list[list[str]]:
+    """Header and cells; fixed words in the language spoken."""
+    return [[say(str(one)) for one in row] for row in (view.columns, *view.iter_rows())]
 
 
 def _cells(text: str) -> int:

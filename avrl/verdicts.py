@@ -14,6 +14,7 @@ import polars as pl
 from avrl.comparison import FLOOR, ROW, UNSEEN, WHOLE
 from avrl.intervals import N_RESAMPLES, Interval, Sums, difference, weights
 from avrl.tables import LABEL, NOT_MEASURED, UNDEFINED, Column, Table, cell, wide
+from avrl.words import say
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,13 +53,14 @@ def differences(protocol: Protocol, resamples: int = N_RESAMPLES) -> Table:
     ]
     frame = pl.DataFrame(found, schema=NUMBERS)
     best = best_outside(rows)
-    named = f" ({best['label']})" if best else ""
-    caption = (
-        f"{protocol.group.capitalize()} R² of a row minus that of its untrained twin, the pixel-difference floor, and "
-        f"the best outside row{named}: paired, on the same draws of test episodes, [95% interval]. Above / below: the "
-        "interval excludes zero. The best outside row was chosen on these same scores, which favours it."
+    caption = say(
+        "{group} R² of a row minus that of its untrained twin, the pixel-difference floor, and the best outside row "
+        "({best}): paired, on the same draws of test episodes, [95% interval]. Above / below: the interval excludes "
+        "zero. The best outside row was chosen on these same scores, which favours it.",
+        group=protocol.group.capitalize(),
+        best=best["label"] if best else say("none"),
     )
-    return Table(f"differences-{protocol.slug}", "Differences", caption, frame, _view(frame))
+    return Table(f"differences-{protocol.slug}", say("Differences"), caption, frame, _view(frame))
 
 
 def heads(protocol: Protocol) -> pl.DataFrame:
@@ -71,9 +73,9 @@ def heads(protocol: Protocol) -> pl.DataFrame:
 def _view(frame: pl.DataFrame) -> pl.DataFrame:
     """One line a row and test set, one column an opponent, the verdict behind the number."""
     shown = [
-        f"{cell(one['difference'], one['low'], one['high'], False, sign=True)} {one['verdict']}"
+        f"{cell(one['difference'], one['low'], one['high'], False, sign=True)} {say(one['verdict'])}"
         if one["difference"] is not None
-        else f"{NOT_MEASURED}: {one['note']}"
+        else f"{say(NOT_MEASURED)}: {say(one['note'])}"
         for one in frame.iter_rows(named=True)
     ]
     long = frame.with_columns(pl.Series("shown", shown, pl.String))
@@ -85,7 +87,7 @@ def _view(frame: pl.DataFrame) -> pl.DataFrame:
         LABEL,
         "kind",
         pl.col("split").replace({WHOLE: "all", UNSEEN: "unseen"}).alias("test tasks"),
-        pl.col(f"minus {TWIN}", f"minus {PIXELS}", f"minus {OUTSIDE}").fill_null("does not apply"),
+        pl.col(f"minus {TWIN}", f"minus {PIXELS}", f"minus {OUTSIDE}").fill_null(say("does not apply")),
     )
 
 

@@ -198,7 +198,10 @@ def test_answers_in_words(cache):
     scores, _ = demo(cache)
     (protocol,) = comparable(*read(scores))
     said = " ".join(sentences(protocol, differences(protocol, 300)))
-    assert "3 of 3 trained encoders stand above the untrained twin in position R²: single-stream · cls (+0." in said
+    assert (
+        "3 of 3 trained encoders above the untrained twin in position R², all test tasks: single-stream · cls (+0."
+        in said
+    )
     assert "No encoder stands above the pixel-difference floor (pixels-16, R² 0.76 " in said
     assert "Best outside row: efficientnet-lite0 · pool, diff" in said
     (protocol,) = protocols(cache, *FLOORS)
@@ -245,11 +248,11 @@ def test_hostile_names_are_escaped_in_every_format(cache):
 
 def test_plain_columns_align_with_wide_characters():
     view = pl.DataFrame({"name": ["로봇", "two\nlines\x1b[2J"], "value": ["1", "2"]})
-    lines = plain(view, 10).splitlines()
+    lines = plain(view, 10, 200).splitlines()
     assert len(lines) == 3
     assert lines[1].index("1") == lines[2].rindex("2") - 2  # two wide characters take four cells
     assert "\x1b" not in "".join(lines)
-    assert plain(view, 1).splitlines()[-1] == "... and 1 more rows on the page"
+    assert plain(view, 1, 200).splitlines()[-1] == "... and 1 rows more on the page"
 
 
 def test_demo_has_the_sizes_it_claims(cache):

@@ -6,7 +6,7 @@ No file holds the date, so a second report of the same scores has the same diges
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from avrl.config import Opt
 from avrl.errors import ConfigError
@@ -30,6 +30,8 @@ class ReportConfig:
 
     price: Annotated[float, Opt("Dollars a GPU hour, for the cost of each encoder", unit="$")] = 0.0
 
+    lang: Annotated[Literal["en", "ko"], Opt("Language of the fixed words: English or Korean")] = "en"
+
     def __post_init__(self) -> None:
         if self.resamples < 100:
             raise ConfigError(f"resamples={self.resamples} is too few for a 95% interval", "use at least 100")
@@ -52,10 +54,12 @@ def _slug(config: ReportConfig, given: Inputs) -> str:
 
 def _build(config: ReportConfig, given: Inputs, folder: Path) -> Built:
     from avrl import report
+    from avrl.words import speaking
 
     scores = [one for role, one in given.items() if role.startswith(SCORES)]
     checkpoints = [one for role, one in given.items() if role.startswith(CHECKPOINTS)]
-    return Built(facts=report.write(folder, scores, checkpoints, config.resamples, price=config.price))
+    with speaking(config.lang):
+        return Built(facts=report.write(folder, scores, checkpoints, config.resamples, price=config.price))
 
 
 STAGE = Stage(name="tables", version=4, config=ReportConfig, slug=_slug, build=_build)
