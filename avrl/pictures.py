@@ -13,8 +13,10 @@ import altair as alt
 import polars as pl
 import vl_convert
 
+from avrl.answers import headline
 from avrl.comparison import KINDS
 from avrl.verdicts import heads
+from avrl.words import say
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -36,24 +38,31 @@ REST = "other tasks"
 SKILL = "skill (points: held out)"
 RANKS = {"rank_cls": "rank of CLS (directions)", "rank_patches": "rank of patches (directions)"}
 FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
+MOST_ROWS = 40  # a forest; more cannot be read
 MOST_POINTS = 400  # a curve; more cannot be seen and would swell the page
 MOST_DOTS = 200  # a map
 VEGA_LITE = "6.1"
+ROWS = alt.NamedData("rows")  # put in at the end: altair copies and validates what it holds, for seconds
 
 Spec = dict[str, Any]
 
 
 def forest(protocol: Protocol, width: int = 640) -> Spec:
-    """Headline R2 of every row with its interval, in the order of the main table."""
-    rows = (
+    """Headline R2 with its interval, in the order of the main table: of every row, or of some where they are many."""
+    every = (
         heads(protocol)
         .filter(pl.col("value").is_not_null(), pl.col("kind").is_in(list(KINDS.values())))
         .select("label", "kind", "value", "low", "high")
     )
+    rows = every
+    if rows.height > MOST_ROWS:
+        rows = rows.join(headline(protocol), on="label", how="semi", maintain_order="left")
+    if rows.height > MOST_ROWS:
+        rows = rows.filter(pl.col("value").rank("ordinal", descending=True) <= MOST_ROWS)
     # A row at -12 would press everything else to one side, so the axis ends at -0.5.
     lowest = max(-0.5, min([0.0, *rows["low"].drop_nulls().to_list(), *rows["value"].to_list()]))
     kinds = [kind for kind in KINDS.values() if kind in set(rows["kind"])]
-    base = alt.Chart(alt.InlineData(values=rows.to_dicts())).encode(
+    base = alt.Chart(ROWS).encode(
         y=alt.Y("label:N", sort=None, title=None, axis=alt.Axis(labelLimit=300)),
         color=_scale(alt.Color, "kind:N", kinds, [KIND_COLOURS[kind] for kind in kinds]),
     )
@@ -67,27 +76,33 @@ def forest(protocol: Protocol, width: int = 640) -> Spec:
     point = base.mark_point(filled=True, size=60, opacity=1).encode(
         x=x, shape=_scale(alt.Shape, "kind:N", kinds, [KIND_SHAPES[kind] for kind in kinds])
     )
-    return _finish(alt.layer(rule, point).properties(width=width, height=alt.Step(19)))
+    chart = alt.layer(rule, point).properties(width=width, height=alt.Step(19))
+    if rows.height < every.height:
+        text = say(
+            "{shown} of {all} rows, one readout an encoder; the tables have all", shown=rows.height, all=every.height
+        )
+        chart = chart.properties(title=alt.Title(text, anchor="start", fontSize=11, fontWeight="normal", color=INK))
+    return _finish(chart, rows.to_dicts())
 
 
 def curves(logs: Mapping[str, pl.DataFrame], width: int = 640) -> Spec:
     """Loss and skill of all checkpoints against the samples they have seen; skill on held-out episodes as points."""
     names = list(logs)
-    data = alt.InlineData(values=_rows(logs, ("loss", "skill", "held_out_skill")))
-    seen = _line(data, names, "skill", SKILL) + _points(data, names, "held_out_skill", SKILL)
-    panels = [_line(data, names, "loss", "loss (own units of each objective)"), seen]
-    return _finish(alt.vconcat(*(one.properties(width=width, height=190) for one in panels)), columns=_columns(width))
+    rows = _rows(logs, ("loss", "skill", "held_out_skill"))
+    seen = _line(ROWS, names, "skill", SKILL) + _points(ROWS, names, "held_out_skill", SKILL)
+    panels = [_line(ROWS, names, "loss", "loss (own units of each objective)"), seen]
+    chart = alt.vconcat(*(one.properties(width=width, height=190) for one in panels))
+    return _finish(chart, rows, columns=_columns(width))
 
 
 def ranks(logs: Mapping[str, pl.DataFrame], width: int = 640) -> Spec:
     """Effective rank of both codes on held-out episodes, look by look, against the samples seen."""
     names = list(logs)
-    data = alt.InlineData(values=_rows(logs, RANKS))
     panels = [
-        (_line(data, names, name, title) + _points(data, names, name, title)).properties(width=width, height=150)
+        (_line(ROWS, names, name, title) + _points(ROWS, names, name, title)).properties(width=width, height=150)
         for name, title in RANKS.items()
     ]
-    return _finish(alt.vconcat(*panels), columns=_columns(width))
+    return _finish(alt.vconcat(*panels), _rows(logs, RANKS), columns=_columns(width))
 
 
 def maps(points: Mapping[str, pl.DataFrame], width: int = 640) -> Spec:
@@ -100,7 +115,7 @@ def maps(points: Mapping[str, pl.DataFrame], width: int = 640) -> Spec:
     rest = [REST] * (REST in set(rows["task"]))
     across = max(1, width // 200)
     chart = (
-        alt.Chart(alt.InlineData(values=rows.select("label", "task", pl.col("x", "y").round(2)).to_dicts()))
+        alt.Chart(ROWS)
         .mark_point(size=16, opacity=0.8, strokeWidth=1.1)
         .encode(
             x=alt.X("x:Q", axis=None, scale=alt.Scale(zero=False)),
@@ -112,7 +127,7 @@ def maps(points: Mapping[str, pl.DataFrame], width: int = 640) -> Spec:
         .facet(facet=alt.Facet("label:N", title=None, sort=list(points)), columns=across)
         .resolve_scale(x="independent", y="independent")
     )
-    return _finish(chart, columns=_columns(width))
+    return _finish(chart, rows.select("label", "task", pl.col("x", "y").round(2)).to_dicts(), columns=_columns(width))
 
 
 def _rows(logs: Mapping[str, pl.DataFrame], quantities: Iterable[str]) -> list[dict[str, Any]]:
@@ -176,7 +191,7 @@ def _scale(channel: Any, field: str, domain: list[str], values: list[Any]) -> An
     return channel(field, title=None, scale=alt.Scale(domain=domain, range=values), sort=None)
 
 
-def _finish(chart: Any, columns: int = 2) -> Spec:
+def _finish(chart: Any, rows: list[dict[str, Any]], columns: int = 2) -> Spec:
     """House style: one font, one ink, legend below, no background, so that a dark page shows through."""
     text: Any = {"labelColor": INK, "titleColor": INK, "labelFontSize": 11, "titleFontSize": 11}
     text |= {"titleFontWeight": "normal", "titlePadding": 9, "labelFont": FONT, "titleFont": FONT}
@@ -187,7 +202,7 @@ def _finish(chart: Any, columns: int = 2) -> Spec:
     styled = styled.configure_legend(
         **text, orient="bottom", columns=columns, columnPadding=40, labelLimit=300, symbolStrokeWidth=2
     )
-    return dict(styled.configure_view(stroke=None).to_dict())
+    return {**styled.configure_view(stroke=None).to_dict(), "datasets": {ROWS.name: rows}}
 
 
 def svg(spec: Spec) -> str:

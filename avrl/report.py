@@ -114,9 +114,10 @@ def _write_table(folder: Path, table: Table) -> None:
 
 
 def _draw(folder: Path, name: str, spec: Callable[[int], pictures.Spec], narrow: int) -> page.Picture:
-    wide = pictures.svg(spec(page.WIDE))
+    drawn = spec(page.WIDE)
+    wide = pictures.svg(drawn)
     (folder / f"{name}.svg").write_text(wide, encoding="utf-8")
-    (folder / f"{name}.png").write_bytes(pictures.png(spec(page.WIDE)))
+    (folder / f"{name}.png").write_bytes(pictures.png(drawn))
     return page.picture(wide, pictures.svg(spec(narrow)), name)
 
 

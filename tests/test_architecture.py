@@ -35,7 +35,8 @@ LAYERS = {
         avrl.averaging avrl.checkpoint avrl.cost avrl.curve avrl.export avrl.launch_script avrl.looks avrl.ranks
         avrl.training avrl.watch avrl.machine avrl.remoterun avrl.sync
         avrl.features avrl.probing avrl.flow avrl.flow_labels avrl.flow_verdict avrl.order avrl.clusters
-        avrl.words avrl.comparison avrl.tables avrl.verdicts avrl.answers avrl.pictures avrl.typeset avrl.page avrl.report
+        avrl.words avrl.comparison avrl.tables avrl.verdicts avrl.answers avrl.pictures avrl.typeset avrl.page
+        avrl.report
     """,
     "nouns": """
         avrl.episodes avrl.frames avrl.plan avrl.packing avrl.workers avrl.pairs avrl.augment avrl.store
