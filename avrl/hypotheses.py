@@ -11,17 +11,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import polars as pl
 
 from avrl.answers import headline
-from avrl.comparison import ROW, WHOLE
+from avrl.comparison import EVERY, ROW, WHOLE
 from avrl.convergence import converged
 from avrl.effects import NOT_COMPARABLE, VERDICTS, Effect, judged, plain
 from avrl.flow_verdict import PERCENT, percent_below
-from avrl.intervals import interval, weights
 from avrl.tables import NOT_MEASURED, Table
-from avrl.verdicts import Paired, Row, heads
+from avrl.verdicts import Row, heads, moving
 from avrl.words import say
 
 if TYPE_CHECKING:
@@ -29,6 +27,7 @@ if TYPE_CHECKING:
 
     from avrl.artifact import Artifact
     from avrl.comparison import Protocol
+    from avrl.verdicts import Comparison
 
 MODELS = ("two-stream", "single-stream", "videomae")
 REFERENCES = {"dinov2": "DINOv2", "clip": "CLIP", "r3m": "R3M"}
@@ -40,26 +39,22 @@ NUMBERS |= dict.fromkeys(["value", "low", "high"], pl.Float64) | {"episodes": pl
 NUMBERS |= dict.fromkeys(["sample", "decides"], pl.String)
 
 
-def judge(protocols: Sequence[Protocol], checkpoints: Sequence[Artifact], resamples: int) -> Table:
+def judge(compares: Sequence[Comparison], checkpoints: Sequence[Artifact]) -> Table:
     """All hypotheses, one row for each model they speak of."""
     found = [
         *_rows(say("The three models converge"), converged(checkpoints, MODELS)),
         *(
             row
             for reference in REFERENCES
-            for row in _rows(
-                say("Actions are told better than by outside encoders"), _better(protocols, reference, resamples)
-            )
+            for row in _rows(say("Actions are told better than by outside encoders"), _better(compares, reference))
         ),
-        *_rows(say("Flow: error at least 20% below DINOv2's"), _flow(protocols, resamples)),
-        *_rows(say("Order: right for at least 90% of pairs"), _ordered(protocols)),
-        *_rows(say("Clusters: neighbours tell the task, better than untrained"), _clustered(protocols, resamples)),
+        *_rows(say("Flow: error at least 20% below DINOv2's"), _flow(compares)),
+        *_rows(say("Order: right for at least 90% of pairs"), _ordered(compares)),
+        *_rows(say("Clusters: neighbours tell the task, better than untrained"), _clustered(compares)),
         *(
             row
             for part in ABLATIONS
-            for row in _rows(
-                say("Two-Stream is better than without a part"), _ablated(protocols, checkpoints, part, resamples)
-            )
+            for row in _rows(say("Two-Stream is better than without a part"), _ablated(compares, checkpoints, part))
         ),
     ]
     frame = pl.DataFrame(found, schema=NUMBERS)
@@ -95,16 +90,16 @@ def _rows(hypothesis: str, found: Iterator[tuple[str, Effect]]) -> list[Row]:
     return [{"hypothesis": hypothesis, "who": who, **effect.as_row()} for who, effect in found]
 
 
-def _better(protocols: Sequence[Protocol], reference: str, resamples: int) -> Iterator[tuple[str, Effect]]:
+def _better(compares: Sequence[Comparison], reference: str) -> Iterator[tuple[str, Effect]]:
     """Headline R2 of each of our models minus the best row of a reference, paired."""
-    actions, title = [one for one in protocols if one.probe == "bridge"], REFERENCES[reference]
-    here = next((one for one in actions if _of(one, reference)), None)
-    if here is None:
+    actions, title = [one for one in compares if one.protocol.probe == "bridge"], REFERENCES[reference]
+    compare = next((one for one in actions if _of(one.protocol, reference)), None)
+    if compare is None:
         yield title, Effect(NOT_MEASURED, decides=f"avrl probe bridge --encoder {reference}")
         return
-    ours = {name for one in actions for name in one.scores.filter(init="trained")["encoder"]}
+    here = compare.protocol
+    ours = {name for one in actions for name in one.protocol.scores.filter(init="trained")["encoder"]}
     best = max(_of(here, reference), key=lambda one: (one["value"], one["label"]))
-    compare = Paired(here, resamples)
     for model in MODELS:
         mine = [one for one in _speaking(here) if one["encoder"] == model and one["init"] == "trained"]
         if not mine:
@@ -126,15 +121,24 @@ def _speaking(protocol: Protocol) -> list[Row]:
     return heads(protocol).join(headline(protocol), on="label", how="semi", maintain_order="left").to_dicts()
 
 
-def _difference(compare: Paired, row: Row, other: Row, measure: str) -> Effect:
-    found = compare(row, other, WHOLE)
-    if found.interval is None or not np.isfinite(found.interval.low):
-        return Effect(NOT_MEASURED, found.note)
+def _difference(compare: Comparison, row: Row, other: Row, measure: str) -> Effect:
+    """Headline R2 of a row minus that of another, on all test tasks."""
+    group = compare.protocol.group
+    return _paired(compare, row, other, measure, (WHOLE, moving(compare.protocol, group, WHOLE), "r2"))
+
+
+def _paired(
+    compare: Comparison, row: Row, other: Row | None, measure: str, asked: tuple[str, tuple[str, ...], str]
+) -> Effect:
+    found = compare(row, other, *asked)
+    if found.interval is None:
+        return Effect(NOT_MEASURED, say(found.note))
     return judged(measure, plain(found.interval), found.episodes)
 
 
-def _flow(protocols: Sequence[Protocol], resamples: int) -> Iterator[tuple[str, Effect]]:
-    tables = [(one, percent_below(one, resamples)) for one in protocols if one.probe == "flow"]
+def _flow(compares: Sequence[Comparison]) -> Iterator[tuple[str, Effect]]:
+    here = [one for one in compares if one.protocol.probe == "flow"]
+    tables = [(one.protocol, percent_below(one.protocol, one.resamples)) for one in here]
     rows = [row for one, table in tables if table for row in _of_models(one, table)]
     if not rows:
         yield "", Effect(NOT_MEASURED, decides="avrl probe flow --encoder two-stream,dinov2")
@@ -152,8 +156,8 @@ def _of_models(protocol: Protocol, table: Table) -> list[Row]:
     return [{**one, "label": labels[one["scores"]]} for one in rows]
 
 
-def _ordered(protocols: Sequence[Protocol]) -> Iterator[tuple[str, Effect]]:
-    here = [one for one in protocols if one.probe == "order"]
+def _ordered(compares: Sequence[Comparison]) -> Iterator[tuple[str, Effect]]:
+    here = [one.protocol for one in compares if one.protocol.probe == "order"]
     for one in here:
         gap = f", gap {one.scores['gap'][0]}" if len(here) > 1 else ""
         rows = one.scores.join(headline(one), on="label", how="semi", maintain_order="left")
@@ -173,50 +177,35 @@ def _ordered(protocols: Sequence[Protocol]) -> Iterator[tuple[str, Effect]]:
         yield "", Effect(NOT_MEASURED, decides="avrl probe order --encoder two-stream,single-stream,videomae")
 
 
-def _clustered(protocols: Sequence[Protocol], resamples: int) -> Iterator[tuple[str, Effect]]:
-    here = [one for one in protocols if one.probe == "clusters"]
+def _clustered(compares: Sequence[Comparison]) -> Iterator[tuple[str, Effect]]:
+    """Share of vectors whose neighbours tell their task, minus that of the untrained twin."""
+    here = [one for one in compares if one.protocol.probe == "clusters"]
     for one in here[:1]:
-        rows = one.scores.filter(group="task", metric="knn-accuracy").unique(ROW, keep="first", maintain_order=True)
-        mine = rows.join(headline(one), on="label", how="semi", maintain_order="left")
+        rows = one.protocol.scores.filter(group="task", metric="knn-accuracy")
+        rows = rows.unique(ROW, keep="first", maintain_order=True)
+        mine = rows.join(headline(one.protocol), on="label", how="semi", maintain_order="left")
         for row in mine.filter(pl.col("encoder").is_in(MODELS), init="trained").iter_rows(named=True):
             twin = rows.filter(init="random", checkpoint=row["checkpoint"], readout=row["readout"]).to_dicts()
-            yield row["name"], _nearer(one, row, twin[0] if twin else None, resamples)
+            measure = say("of vectors against the untrained twin ({value} of all)", value=f"{row['value']:.3f}")
+            asked = (EVERY, ("task",), "knn-accuracy")
+            yield row["name"], _paired(one, row, twin[0] if twin else None, measure, asked)
     if not here:
         yield "", Effect(NOT_MEASURED, decides="avrl probe clusters --encoder two-stream,single-stream,videomae")
 
 
-def _nearer(protocol: Protocol, row: Row, twin: Row | None, resamples: int) -> Effect:
-    """Share of vectors whose neighbours tell their task, minus that of the untrained twin, on the same draws."""
-    one, other = (_wrong(protocol, of) if of else None for of in (row, twin))
-    if one is None or other is None or not np.array_equal(one[0], other[0]):
-        return Effect(NOT_MEASURED, say("no untrained twin on these vectors"))
-    drawn, n = weights(len(one[0]), resamples), one[1]
-    gained = other[2] - one[2]
-    found = interval(np.array(gained.sum() / n.sum()), (drawn @ gained) / (drawn @ n), len(n))
-    measure = say("of vectors against the untrained twin ({value} of all)", value=f"{row['value']:.3f}")
-    return judged(measure, plain(found), len(n))
-
-
-def _wrong(protocol: Protocol, row: Row) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Episodes, their vectors, and how many of these were told wrongly."""
-    part = protocol.episodes.filter(*(pl.col(name) == row[name] for name in ROW)).sort("episode_index")
-    index, n, wrong = (part[name].to_numpy() for name in ("episode_index", "n", "sse"))
-    return (index, n, wrong) if len(index) else None
-
-
 def _ablated(
-    protocols: Sequence[Protocol], checkpoints: Sequence[Artifact], part: str, resamples: int
+    compares: Sequence[Comparison], checkpoints: Sequence[Artifact], part: str
 ) -> Iterator[tuple[str, Effect]]:
     """Headline R2 of Two-Stream minus that of Two-Stream without a part, pretrained with all else alike."""
     name = f"two-stream-{part}"
-    actions = [one for one in protocols if one.probe == "bridge"]
-    here = next((one for one in actions if name in one.scores["encoder"].to_list()), None)
-    if here is None:
+    actions = [one for one in compares if one.protocol.probe == "bridge"]
+    compare = next((one for one in actions if name in one.protocol.scores["encoder"].to_list()), None)
+    if compare is None:
         decides = f"avrl pretrain two-stream --ablate {part}; avrl probe bridge --encoder two-stream,{name}"
         yield part, Effect(NOT_MEASURED, decides=decides)
         return
     configs = {one.ref: _budget(one) for one in checkpoints}
-    rows, compare = _speaking(here), Paired(here, resamples)
+    rows = _speaking(compare.protocol)
     for row in rows:
         if row["encoder"] == name and row["init"] == "trained":
             whole = [one for one in rows if one["encoder"] == "two-stream" and one["init"] == "trained"]

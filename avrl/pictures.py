@@ -41,26 +41,34 @@ ON_SHADE = "#101010"  # on a cell of the heat map: not `INK`, which turns light 
 NARROWEST = 300  # px; below, there is no room for a scale
 SHARES = ("1%", "10%")
 MOST_LINES = 12  # in one figure
+MOST_ROWS = 40  # a forest; more cannot be read
 MOST_POINTS = 400  # a curve; more cannot be seen and would swell the page
 MOST_DOTS = 200  # a map
 VEGA_LITE = "6.1"
+ROWS = alt.NamedData("rows")  # put in at the end: altair copies and validates what it holds, for seconds
 
 Spec = dict[str, Any]
 
 
 def forest(protocol: Protocol, width: int = 640) -> Spec:
-    """Headline R2 of every row with its interval, in the order of the main table."""
-    rows = (
+    """Headline R2 with its interval, in the order of the main table: of every row, or of some where they are many."""
+    every = (
         heads(protocol)
         .filter(pl.col("value").is_not_null(), pl.col("kind").is_in(list(KINDS.values())))
         .select("label", "kind", "value", "low", "high")
     )
+    rows = every
+    if rows.height > MOST_ROWS:
+        rows = rows.join(headline(protocol), on="label", how="semi", maintain_order="left")
+    if rows.height > MOST_ROWS:
+        rows = rows.filter(pl.col("value").rank("ordinal", descending=True) <= MOST_ROWS)
     # A row at -12 would press everything else to one side, so the axis ends at -0.5.
     lowest = max(-0.5, min([0.0, *rows["low"].drop_nulls().to_list(), *rows["value"].to_list()]))
-    kinds = [kind for kind in KINDS.values() if kind in set(rows["kind"])]
-    base = alt.Chart(alt.InlineData(values=rows.to_dicts())).encode(
+    rows = rows.with_columns(pl.Series("kind", [say(kind) for kind in rows["kind"]], pl.String))
+    kinds = {say(kind): kind for kind in KINDS.values() if say(kind) in set(rows["kind"])}
+    base = alt.Chart(ROWS).encode(
         y=alt.Y("label:N", sort=None, title=None, axis=alt.Axis(labelLimit=300)),
-        color=_scale(alt.Color, "kind:N", kinds, [KIND_COLOURS[kind] for kind in kinds]),
+        color=_scale(alt.Color, "kind:N", list(kinds), [KIND_COLOURS[kind] for kind in kinds.values()]),
     )
     x = alt.X(
         "value:Q",
@@ -70,9 +78,15 @@ def forest(protocol: Protocol, width: int = 640) -> Spec:
     )
     rule = base.mark_rule(strokeWidth=1.6).encode(x=x.copy(), x2="high:Q").transform_calculate(value="datum.low")
     point = base.mark_point(filled=True, size=60, opacity=1).encode(
-        x=x, shape=_scale(alt.Shape, "kind:N", kinds, [KIND_SHAPES[kind] for kind in kinds])
+        x=x, shape=_scale(alt.Shape, "kind:N", list(kinds), [KIND_SHAPES[kind] for kind in kinds.values()])
     )
-    return _finish(alt.layer(rule, point).properties(width=width, height=alt.Step(19)))
+    chart = alt.layer(rule, point).properties(width=width, height=alt.Step(19))
+    if rows.height < every.height:
+        text = say(
+            "{shown} of {all} rows, one readout an encoder; the tables have all", shown=rows.height, all=every.height
+        )
+        chart = chart.properties(title=alt.Title(text, anchor="start", fontSize=11, fontWeight="normal", color=INK))
+    return _finish(chart, rows.to_dicts())
 
 
 def heat(protocol: Protocol, width: int = 640) -> Spec:
@@ -80,7 +94,7 @@ def heat(protocol: Protocol, width: int = 640) -> Spec:
     rows = protocol.scores.join(headline(protocol), on="label", how="semi", maintain_order="left")
     rows = rows.filter(pl.col("dimension") != "mean", pl.col("value").is_not_null(), metric="r2", split=WHOLE)
     rows = rows.select("label", "dimension", "value").unique(["label", "dimension"], keep="first", maintain_order=True)
-    chart = alt.Chart(alt.InlineData(values=rows.with_columns(pl.col("value").round(3)).to_dicts())).encode(
+    chart = alt.Chart(ROWS).encode(
         x=alt.X("dimension:N", sort=None, title=None, axis=alt.Axis(orient="top", labelAngle=-45, labelLimit=120)),
         y=alt.Y("label:N", sort=None, title=None, axis=alt.Axis(labelLimit=300)),
     )
@@ -94,7 +108,8 @@ def heat(protocol: Protocol, width: int = 640) -> Spec:
     number = chart.mark_text(fontSize=10).encode(text=alt.Text("value:Q", format=".2f"), color=dark)
     layers = [chart.mark_rect().encode(color=shade), number]
     step = max(26, min(60, width // max(1, rows["dimension"].n_unique())))
-    return _finish(alt.layer(*layers).properties(width=alt.Step(step), height=alt.Step(20)))
+    drawn = alt.layer(*layers).properties(width=alt.Step(step), height=alt.Step(20))
+    return _finish(drawn, rows.with_columns(pl.col("value").round(3)).to_dicts())
 
 
 def gaps(protocols: Sequence[Protocol], width: int = 640) -> Spec:
@@ -126,7 +141,7 @@ def _ends(rows: pl.DataFrame, across: str, up: str, width: int, *, log: bool) ->
     rows = rows.filter(pl.col("label").is_in(names)).with_columns(pl.col("value", "low", "high").clip(lower_bound=-0.5))
     scale = alt.Scale(type="log", nice=False) if log else alt.Scale(zero=False)
     x = alt.X("x:Q", title=across, scale=scale, axis=alt.Axis(values=sorted(set(rows["x"])), format=".4~g"))
-    chart = alt.Chart(alt.InlineData(values=rows.select("label", "x", "value", "low", "high").to_dicts())).encode(
+    chart = alt.Chart(ROWS).encode(
         x=x, y=alt.Y("value:Q", title=up), color=_scale(alt.Color, "label:N", names, _cycle(LINES, names))
     )
     dashes = _scale(alt.StrokeDash, "label:N", names, _cycle(DASHES, names))
@@ -136,30 +151,30 @@ def _ends(rows: pl.DataFrame, across: str, up: str, width: int, *, log: bool) ->
         chart.mark_line(strokeWidth=1.8).encode(strokeDash=dashes),
         chart.mark_point(size=44, opacity=1, filled=True).encode(shape=shapes),
     ]
-    return _finish(alt.layer(*layers).properties(width=width, height=240), columns=_columns(width))
+    drawn = alt.layer(*layers).properties(width=width, height=240)
+    return _finish(drawn, rows.select("label", "x", "value", "low", "high").to_dicts(), columns=_columns(width))
 
 
 def curves(logs: Mapping[str, pl.DataFrame], width: int = 640) -> Spec:
     """Loss and skill of all checkpoints against the samples they have seen; skill on held-out episodes as points."""
     names = list(logs)
-    data = alt.InlineData(values=_rows(logs, ("loss", "skill", "held_out_skill")))
-    title = say("skill (points: held out)")
-    seen = _line(data, names, "skill", title) + _points(data, names, "held_out_skill", title)
-    panels = [_line(data, names, "loss", say("loss (own units of each objective)")), seen]
-    return _finish(alt.vconcat(*(one.properties(width=width, height=190) for one in panels)), columns=_columns(width))
+    rows, title = _rows(logs, ("loss", "skill", "held_out_skill")), say("skill (points: held out)")
+    seen = _line(ROWS, names, "skill", title) + _points(ROWS, names, "held_out_skill", title)
+    panels = [_line(ROWS, names, "loss", say("loss (own units of each objective)")), seen]
+    chart = alt.vconcat(*(one.properties(width=width, height=190) for one in panels))
+    return _finish(chart, rows, columns=_columns(width))
 
 
 def ranks(logs: Mapping[str, pl.DataFrame], width: int = 640) -> Spec:
     """Effective rank of both codes on held-out episodes, look by look, against the samples seen."""
     names = list(logs)
-    data = alt.InlineData(values=_rows(logs, RANKS))
     panels = [
-        (_line(data, names, name, say(title)) + _points(data, names, name, say(title))).properties(
+        (_line(ROWS, names, name, say(title)) + _points(ROWS, names, name, say(title))).properties(
             width=width, height=150
         )
         for name, title in RANKS.items()
     ]
-    return _finish(alt.vconcat(*panels), columns=_columns(width))
+    return _finish(alt.vconcat(*panels), _rows(logs, RANKS), columns=_columns(width))
 
 
 def maps(points: Mapping[str, pl.DataFrame], width: int = 640) -> Spec:
@@ -172,7 +187,7 @@ def maps(points: Mapping[str, pl.DataFrame], width: int = 640) -> Spec:
     rest = [REST] * (REST in set(rows["task"]))
     across = max(1, width // 200)
     chart = (
-        alt.Chart(alt.InlineData(values=rows.select("label", "task", pl.col("x", "y").round(2)).to_dicts()))
+        alt.Chart(ROWS)
         .mark_point(size=16, opacity=0.8, strokeWidth=1.1)
         .encode(
             x=alt.X("x:Q", axis=None, scale=alt.Scale(zero=False)),
@@ -184,7 +199,7 @@ def maps(points: Mapping[str, pl.DataFrame], width: int = 640) -> Spec:
         .facet(facet=alt.Facet("label:N", title=None, sort=list(points)), columns=across)
         .resolve_scale(x="independent", y="independent")
     )
-    return _finish(chart, columns=_columns(width))
+    return _finish(chart, rows.select("label", "task", pl.col("x", "y").round(2)).to_dicts(), columns=_columns(width))
 
 
 def _rows(logs: Mapping[str, pl.DataFrame], quantities: Iterable[str]) -> list[dict[str, Any]]:
@@ -250,7 +265,7 @@ def _scale(channel: Any, field: str, domain: list[str], values: list[Any]) -> An
     return channel(field, title=None, scale=alt.Scale(domain=domain, range=values), sort=None)
 
 
-def _finish(chart: Any, columns: int = 2) -> Spec:
+def _finish(chart: Any, rows: list[dict[str, Any]], columns: int = 2) -> Spec:
     """House style: one font, one ink, legend below, no background, so that a dark page shows through."""
     text: Any = {"labelColor": INK, "titleColor": INK, "labelFontSize": 11, "titleFontSize": 11}
     text |= {"titleFontWeight": "normal", "titlePadding": 9, "labelFont": FONT, "titleFont": FONT}
@@ -261,7 +276,7 @@ def _finish(chart: Any, columns: int = 2) -> Spec:
     styled = styled.configure_legend(
         **text, orient="bottom", columns=columns, columnPadding=40, labelLimit=300, symbolStrokeWidth=2
     )
-    return dict(styled.configure_view(stroke=None).to_dict())
+    return {**styled.configure_view(stroke=None).to_dict(), "datasets": {ROWS.name: rows}}
 
 
 def svg(spec: Spec) -> str:

@@ -19,7 +19,7 @@ from avrl.comparison import comparable, mapped, read
 from avrl.errors import NotFoundError
 from avrl.flow_verdict import percent_below
 from avrl.leaders import marked, winners
-from avrl.verdicts import ABOVE, BELOW, UNDECIDED, differences, heads
+from avrl.verdicts import ABOVE, BELOW, UNDECIDED, Comparison, differences, heads
 from avrl.words import say
 
 if TYPE_CHECKING:
@@ -65,16 +65,15 @@ def write(
     if not protocols:
         raise NotFoundError("no score names its protocol", "remove the scores and probe again")
     left_out = say("{n} numbers without a protocol fingerprint", n=unmarked.height) if unmarked.height else ""
+    compares = [Comparison(one, resamples) for one in protocols]
     sections = [
-        _section(folder, one, protocols, resamples)
-        if "r2" in one.scores["metric"]
-        else _untargeted(folder, one, scores, resamples)
-        for one in protocols
+        _section(folder, one, protocols) if "r2" in one.protocol.scores["metric"] else _untargeted(folder, one, scores)
+        for one in compares
     ]
-    judged = hypotheses.judge(protocols, checkpoints, resamples)
+    judged = hypotheses.judge(compares, checkpoints)
     cost = budgets.encoders(protocols, checkpoints, ancestors, price)
     trained = tables.training(checkpoints)
-    won = winners(protocols, resamples)
+    won = winners(compares)
     for one in (won, judged, cost, *([trained] if checkpoints else [])):
         _write_table(folder, one)
     every.write_csv(folder / "scores.csv")
@@ -102,10 +101,10 @@ def _logs(folder: Path, checkpoints: Sequence[Artifact]) -> tuple[page.Picture |
     return curves, _draw(folder, "ranks", partial(pictures.ranks, logs), page.NARROW_CURVES) if looked else None
 
 
-def _section(folder: Path, protocol: Protocol, every: Sequence[Protocol], resamples: int) -> page.Section:
-    main = marked(tables.main(protocol), protocol, resamples)
-    found = [main, differences(protocol, resamples), tables.dimensions(protocol)]
-    found += [one for one in (tables.training_sets(protocol), percent_below(protocol, resamples)) if one]
+def _section(folder: Path, compare: Comparison, every: Sequence[Protocol]) -> page.Section:
+    protocol = compare.protocol
+    found = [marked(tables.main(protocol), compare), differences(compare), tables.dimensions(protocol)]
+    found += [one for one in (tables.training_sets(protocol), percent_below(protocol, compare.resamples)) if one]
     for one in found:
         _write_table(folder, one)
     measured = heads(protocol)["value"].drop_nulls().len()
@@ -139,9 +138,10 @@ def _figures(folder: Path, protocol: Protocol, every: Sequence[Protocol]) -> dic
     return found
 
 
-def _untargeted(folder: Path, protocol: Protocol, scores: Sequence[Artifact], resamples: int) -> page.Section:
+def _untargeted(folder: Path, compare: Comparison, scores: Sequence[Artifact]) -> page.Section:
     """Of a probe that predicts no motion: one table, what it says in words, and a map if it drew one."""
-    main = marked(tables.main(protocol), protocol, resamples)
+    protocol = compare.protocol
+    main = marked(tables.main(protocol), compare)
     _write_table(folder, main)
     points = mapped(protocol, scores)
     return page.Section(
@@ -162,9 +162,10 @@ def _write_table(folder: Path, table: Table) -> None:
 
 
 def _draw(folder: Path, name: str, spec: Callable[[int], pictures.Spec], narrow: int) -> page.Picture:
-    wide = pictures.svg(spec(page.WIDE))
+    drawn = spec(page.WIDE)
+    wide = pictures.svg(drawn)
     (folder / f"{name}.svg").write_text(wide, encoding="utf-8")
-    (folder / f"{name}.png").write_bytes(pictures.png(spec(page.WIDE)))
+    (folder / f"{name}.png").write_bytes(pictures.png(drawn))
     return page.picture(wide, pictures.svg(spec(narrow)), name)
 
 

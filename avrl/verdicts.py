@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from avrl.comparison import FLOOR, ROW, UNSEEN, WHOLE
-from avrl.intervals import N_RESAMPLES, Interval, Sums, difference, weights
+from avrl.comparison import EVERY, FLOOR, ROW, UNSEEN, WHOLE
+from avrl.intervals import N_RESAMPLES, Interval, Sums, interval, r2, weights
 from avrl.tables import LABEL, NOT_MEASURED, UNDEFINED, Column, Table, cell, wide
 from avrl.words import say
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from avrl.comparison import Protocol
 
 ABOVE, BELOW, UNDECIDED = "above", "below", "undecided"
+SPLITS = {WHOLE: pl.lit(True), EVERY: pl.lit(True), "val-seen": pl.col("seen"), UNSEEN: ~pl.col("seen")}
 TWIN, PIXELS, OUTSIDE = "untrained twin", f"floor {FLOOR}", "best outside"
 NUMBERS = {
     **dict.fromkeys([*ROW, "name", "label", "kind", "split", "against", "other", "verdict", "note"], pl.String),
@@ -32,6 +33,15 @@ NUMBERS = {
 Row = dict[str, Any]
 
 
+class Drawn(NamedTuple):
+    """A score of one row: on its E test episodes, and on each of R draws of them."""
+
+    episodes: Any  # (E,) their numbers
+    n: Any  # (E,) samples in each
+    value: Any  # ()
+    drawn: Any  # (R,)
+
+
 class Measured(NamedTuple):
     """A paired difference, or the reason why there is none."""
 
@@ -40,13 +50,14 @@ class Measured(NamedTuple):
     note: str
 
 
-def differences(protocol: Protocol, resamples: int = N_RESAMPLES) -> Table:
+def differences(compare: Comparison) -> Table:
     """Headline R2 of each pretrained row minus its untrained twin, the pixel floor, the best outside row."""
+    protocol = compare.protocol
     rows = heads(protocol).to_dicts()
-    compare = Paired(protocol, resamples)
     splits = [WHOLE] + [UNSEEN] * (not protocol.scores.filter(split=UNSEEN).is_empty())
+    dims = {split: moving(protocol, protocol.group, split) for split in splits}
     found = [
-        _entry(row, split, against, other, note or compare(row, other, split))
+        _entry(row, split, against, other, note or compare(row, other, split, dims[split]))
         for split in splits
         for row in rows
         for against, other, note in _opponents(row, rows)
@@ -61,6 +72,12 @@ def differences(protocol: Protocol, resamples: int = N_RESAMPLES) -> Table:
         best=best["label"] if best else say("none"),
     )
     return Table(f"differences-{protocol.slug}", say("Differences"), caption, frame, _view(frame))
+
+
+def moving(protocol: Protocol, group: str, split: str) -> tuple[str, ...]:
+    """The dimensions of a group whose target moves in a split, as some row has a number for them."""
+    known = protocol.scores.filter(pl.col("value").is_not_null(), group=group, metric="r2", split=split)
+    return tuple(sorted(set(known["dimension"]) - {"mean"}))
 
 
 def heads(protocol: Protocol) -> pl.DataFrame:
@@ -139,55 +156,72 @@ def _entry(row: Row, split: str, against: str, other: Row | None, measured: Meas
     }
 
 
-class Paired:
-    """Paired differences of R2 within one protocol; draws are made once.
+class Comparison:
+    """Paired differences of rows of one protocol. The draws of a row are made once, however often it is compared."""
 
-    Args:
-        protocol: Whose rows are compared.
-        resamples: Of the bootstrap.
-        group: Of the target; empty for the one that the headline is about.
-    """
+    def __init__(self, protocol: Protocol, resamples: int = N_RESAMPLES) -> None:
+        self.protocol, self.resamples = protocol, resamples
+        self._weights: dict[int, Any] = {}
+        self._drawn: dict[Any, Drawn | None] = {}
+        self._parts = protocol.episodes.sort("dimension", "episode_index").partition_by(ROW, as_dict=True)
 
-    def __init__(self, protocol: Protocol, resamples: int, group: str = "") -> None:
-        self._resamples = resamples
-        self._draws: dict[int, Any] = {}
-        moving = protocol.scores.filter(pl.col("value").is_not_null(), group=group or protocol.group, metric="r2")
-        self._dimensions = {
-            split: sorted(set(moving.filter(split=split)["dimension"]) - {"mean"}) for split in (WHOLE, UNSEEN)
-        }
-        self._parts = protocol.episodes.partition_by(ROW, as_dict=True)
-
-    def __call__(self, row: Row, other: Row | None, split: str) -> Measured:
-        """Mean R2 of the group's dimensions, `row` minus `other`, on the episodes of a split that both have."""
-        dims = self._dimensions[split]
-        if not dims:
+    def __call__(
+        self, row: Row, other: Row | None, split: str, dimensions: tuple[str, ...], metric: str = "r2"
+    ) -> Measured:
+        """A score of `row` minus that of `other`, unweighted mean over some dimensions, on the same draws."""
+        if not dimensions:
             return Measured(None, 0, UNDEFINED)
-        one, two = self._sums(row, split), self._sums(other, split) if other else None
+        asked = (split, dimensions, metric)
+        one, two = self._draw(row, *asked), self._draw(other, *asked) if other else None
         if one is None or two is None:
             return Measured(None, 0, "no sums of single episodes")
-        if not np.array_equal(one[0], two[0]) or not np.array_equal(one[1].n, two[1].n):
+        if not np.array_equal(one.episodes, two.episodes) or not np.array_equal(one.n, two.n):
             return Measured(None, 0, "scored on other episodes")
-        count = len(one[0])
-        if count not in self._draws:
-            self._draws[count] = weights(count, self._resamples)
-        found = difference(one[1], two[1], self._draws[count], mean=True)
+        count = len(one.n)
+        found = interval(one.value - two.value, one.drawn - two.drawn, count)
         if not np.isfinite(found).all():
             return Measured(None, count, UNDEFINED)
         return Measured(found, count, "")
 
-    def _sums(self, row: Row, split: str) -> tuple[Any, Sums] | None:
-        """Episode numbers and sums of a row, (E, K) in a fixed order; None if they are not all there."""
-        part = self._parts.get(tuple(row[name] for name in ROW))
-        if part is None:
-            return None
-        dims = self._dimensions[split]
-        part = part.filter(pl.col("dimension").is_in(dims)).sort("dimension", "episode_index")
-        part = part.filter(~pl.col("seen")) if split == UNSEEN else part
-        if part.is_empty() or part.height % len(dims):
-            return None
-        shape = (len(dims), -1)
-        index, n = (part[name].to_numpy().reshape(shape) for name in ("episode_index", "n"))
-        if not (index == index[0]).all():
-            return None
-        sse, sum_y, sum_yy = (part[name].to_numpy().reshape(shape).T for name in ("sse", "sum_y", "sum_yy"))
-        return index[0], Sums(n[0], sse, sum_y, sum_yy)
+    def _draw(self, row: Row, split: str, dimensions: tuple[str, ...], metric: str) -> Drawn | None:
+        """The score of a row on all its test episodes and on each draw of them; None if their sums are not there."""
+        key = (tuple(row[name] for name in ROW), split, dimensions, metric)
+        if key not in self._drawn:
+            found, drawn = _sums(self._parts.get(key[0]), split, dimensions), None
+            if found:
+                episodes, sums = found
+                count, score = len(episodes), STATISTICS[metric]
+                if count not in self._weights:
+                    self._weights[count] = weights(count, self.resamples)
+                drawn = Drawn(episodes, sums.n, *(score(sums, one).mean(-1) for one in (None, self._weights[count])))
+            self._drawn[key] = drawn
+        return self._drawn[key]
+
+
+def _sums(part: pl.DataFrame | None, split: str, dimensions: tuple[str, ...]) -> tuple[Any, Sums] | None:
+    """Episode numbers and sums of a row, (E, K), by episode and dimension; None if they are not all there."""
+    if part is None:
+        return None
+    part = part.filter(pl.col("dimension").is_in(dimensions), SPLITS[split])
+    if part.is_empty() or part.height % len(dimensions):
+        return None
+    shape = (len(dimensions), -1)
+    index, n = (part[name].to_numpy().reshape(shape) for name in ("episode_index", "n"))
+    if not (index == index[0]).all():
+        return None
+    sse, sum_y, sum_yy = (part[name].to_numpy().reshape(shape).T for name in ("sse", "sum_y", "sum_yy"))
+    return index[0], Sums(n[0], sse, sum_y, sum_yy)
+
+
+def _mean(total_EK: Any, n_E: Any, weights_RE: Any) -> Any:
+    """Mean over all samples: (K,), or (R, K) for R resamples."""
+    every = np.ones(len(n_E)) if weights_RE is None else weights_RE
+    return (every @ total_EK) / np.maximum(every @ n_E, 1)[..., None]
+
+
+# What sums of single episodes can say of a metric: (sums, draws or None) -> (K,) or (R, K).
+STATISTICS: dict[str, Callable[[Sums, Any], Any]] = {
+    "r2": lambda sums, drawn: r2(*sums, drawn),
+    "epe": lambda sums, drawn: _mean(sums.sum_y, sums.n, drawn),
+    "knn-accuracy": lambda sums, drawn: 1 - _mean(sums.sse, sums.n, drawn),
+}

@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import polars as pl
@@ -11,6 +12,7 @@ from scored import FLOORS, Row, Training, demo, score, train
 
 from avrl import pictures, report, tables
 from avrl.cache import Cache
+from avrl.comparison import comparable, read
 from avrl.errors import NotFoundError
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>|a_b%c{로봇}"
@@ -157,3 +159,17 @@ def test_a_browser_draws_it_in_its_width_without_complaint(page, tmp_path, width
     done = subprocess.run([*command.split(), *options], capture_output=True, text=True, timeout=120, check=True)
     assert "<title>true,true,0</title>" in done.stdout
     assert "CONSOLE" not in done.stderr
+
+
+def test_a_forest_of_many_rows_shows_one_readout_an_encoder_and_says_so(tmp_path):
+    many = ("cls", "patch-mean", "grid", "m", "p")
+    rows = [Row(encoder=f"e{i:02d}", readouts=many, noise=0.4 + i / 50) for i in range(12)]
+    rows += [Row(encoder="mean", init="none", readouts=("mean",), pairing="none", noise=1.5)]
+    (protocol,) = comparable(*read(score(Cache(tmp_path), *rows)))
+    spec = pictures.forest(protocol)
+    labels = [one["label"] for one in spec["datasets"]["rows"]]
+    assert labels == [f"e{i:02d} · cls" for i in range(12)] + ["mean"]
+    assert "13 of 61 rows, one readout an encoder" in pictures.svg(spec)
+    shown = pictures.forest(replace(protocol, scores=protocol.scores.filter(pl.col("encoder") < "e06")))
+    assert len(shown["datasets"]["rows"]) == 30
+    assert "title" not in shown
