@@ -54,7 +54,9 @@ def encoders(
         cost = _cost(ours, others, price) if ours else {"encoder_parameters": outside.get(row["encoder"])}
         rows.append({**{name: row[name] for name in ("encoder", "checkpoint", "kind", "licence")}, **cost})
     frame = pl.DataFrame(rows, schema=NUMBERS)
-    return Table("encoders", say("Encoders"), _caption(price), frame, _view(frame, found["name"].to_list(), price))
+    return Table(
+        "encoders", say("Encoders"), _caption(price), frame, _view(frame, found["name"].to_list(), price), prose=True
+    )
 
 
 def unlike(table: Table) -> list[str]:

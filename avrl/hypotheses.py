@@ -71,7 +71,7 @@ def judge(compares: Sequence[Comparison], checkpoints: Sequence[Artifact]) -> Ta
         "episodes that training never draws, not collapsed (effective rank of 2 or more), and the last tenth of "
         "training adds less than .01 of skill. None of these hypotheses has a published precedent."
     )
-    return Table("hypotheses", say("The plan's hypotheses"), caption, frame, view)
+    return Table("hypotheses", say("The plan's hypotheses"), caption, frame, view, prose=True)
 
 
 def tally(table: Table) -> list[str]:

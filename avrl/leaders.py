@@ -62,7 +62,19 @@ def winners(compares: Sequence[Comparison]) -> Table:
     """Which encoder wins on what: one line a question, headline rows of encoders with weights, beside the floor."""
     found = [_winner(column, one) for one in compares for column in columns(one.protocol.scores)]
     rows = [one for one in found if one]
-    names = ("question", "best", "value", "low", "high", "tied", "floor", "beside_floor", "metric", "fingerprint")
+    names = (
+        "question",
+        "best",
+        "value",
+        "low",
+        "high",
+        "tied",
+        "floor",
+        "beside_floor",
+        "metric",
+        "scores",
+        "fingerprint",
+    )
     kinds = dict.fromkeys(names, pl.String) | dict.fromkeys(("value", "low", "high", "floor"), pl.Float64)
     frame = pl.DataFrame(rows, schema=kinds)
     view = pl.DataFrame(
@@ -81,7 +93,7 @@ def winners(compares: Sequence[Comparison]) -> Table:
         "Of the encoders with weights, trained here or outside, each with the readout that speaks for it. One that is "
         "not better than the floor tells no more than where pixels changed. Not told from it: within chance."
     )
-    return Table("winners", say("Who wins on what"), caption, frame, view)
+    return Table("winners", say("Who wins on what"), caption, frame, view, [one["scores"] for one in rows])
 
 
 def _winner(column: Column, compare: Comparison) -> Row | None:
@@ -107,6 +119,7 @@ def _winner(column: Column, compare: Comparison) -> Row | None:
         "floor": floor["value"] if floor else None,
         "beside_floor": race.beside(best, floor) if floor else NOT_MEASURED,
         "metric": column.metric,
+        "scores": best["scores"],
         "fingerprint": protocol.fingerprint,
     }
 

@@ -134,6 +134,7 @@ def render(
     drawn: tuple[Picture | None, Picture | None],
     scores: Sequence[Artifact],
     checkpoints: Sequence[Artifact],
+    ancestors: Sequence[Artifact] = (),
 ) -> str:
     """The page as HTML; verdicts and the first section's answer stand at the top.
 
@@ -144,7 +145,9 @@ def render(
         drawn: Of their logs: loss and skill; effective ranks.
         scores: Where the scores are from.
         checkpoints: All that are in the table.
+        ancestors: What these were made from.
     """
+    artifacts = list({one.ref: one for one in (*scores, *checkpoints, *ancestors)}.values())
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     environment.globals |= {"say": say, "spoken": spoken}
     environment.filters |= {"figure": _figure, "pairs": _pairs, "slug": lambda text: text.replace(" ", "-")}
@@ -156,6 +159,9 @@ def render(
         ranks=drawn[1],
         scores=list(scores),
         checkpoints=list(checkpoints),
+        artifacts=artifacts,
+        places={one.ref: f"made-{number}" for number, one in enumerate(artifacts)},
+        known={one.digest: one.ref for one in artifacts},
         night=pictures.NIGHT,
         glossary=glossary(),
     )
@@ -207,22 +213,26 @@ def notes(protocol: Protocol) -> list[str]:
     return [f"{row['dimension']} ({', '.join(row['split'])}): {row['note']}" for row in grouped.iter_rows(named=True)]
 
 
-def _figure(value: object) -> Markup:
-    """A cell: the interval set back behind its value, a verdict with its shape, "not measured" in grey."""
+def _figure(value: object, place: str) -> Markup:
+    """A cell: its number, which leads to a `place` on the page, the interval set back, a verdict with its shape."""
     text, marks = say(str(value)), _marks()
     if text.startswith((say(NOT_MEASURED), say(UNDEFINED), say("does not apply"), say(NOT_COMPARABLE))):
         return Markup('<span class="none">{}</span>').format(text)
     head, _, tail = text.rpartition(" ")
     if tail in marks:
-        return _number(head) + " " + marks[tail]
+        return _number(head, place) + " " + marks[tail]
     head, _, tail = text.partition(" ")
-    return marks[head] + " " + escape(tail) if head in marks else _number(text)
+    return marks[head] + " " + escape(tail) if head in marks else _number(text, place)
 
 
-def _number(text: str) -> Markup:
+def _number(text: str, place: str) -> Markup:
     """A number, its interval set back; other text as it is."""
-    found = re.match(r"([+-]?[\d.]+%?) (\[[^\]]*\])", text)
-    return Markup("{} <i>{}</i>{}").format(found[1], found[2], text[found.end() :]) if found else escape(text)
+    found = re.match(r"([+-]?[\d.]+%?)(?: (\[[^\]]*\])|$)", text)
+    if not found:
+        return escape(text)
+    shown = Markup('<a href="#{}">{}</a>').format(place, found[1]) if place else escape(found[1])
+    shown += Markup(" <i>{}</i>").format(found[2]) if found[2] else ""
+    return shown + text[found.end() :]
 
 
 def _pairs(values: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ from avrl.errors import IntegrityError
 from avrl.words import say
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from avrl.artifact import Artifact
     from avrl.comparison import Protocol
@@ -31,13 +31,20 @@ LABEL = "encoder · readout"
 
 @dataclass(frozen=True)
 class Table:
-    """One table: its file name, what it shows, its numbers and the same as strings in reading order."""
+    """One table: its file name, what it shows, its numbers and the same as strings in reading order.
+
+    Attributes:
+        refs: Of each row of the view, the artifact that its numbers are from.
+        prose: Its cells are sentences, which may be broken over lines.
+    """
 
     name: str
     title: str
     caption: str
     numbers: pl.DataFrame
     view: pl.DataFrame
+    refs: Sequence[str] = ()
+    prose: bool = False
 
 
 class Column(NamedTuple):
@@ -115,6 +122,7 @@ def main(protocol: Protocol) -> Table:
         ),
         _without_marks(frame),
         _view(frame, {one: one.title for one in chosen}),
+        frame["scores"].to_list(),
     )
 
 
@@ -131,6 +139,7 @@ def dimensions(protocol: Protocol) -> Table:
         say("The same rows, a column for each dimension of the target."),
         _without_marks(frame),
         _view(frame, {one: f"{one.dimension} {one.metric_title}" for one in chosen}),
+        frame["scores"].to_list(),
     )
 
 
@@ -160,6 +169,7 @@ def training_sets(protocol: Protocol) -> Table | None:
         ),
         frame.drop("label"),
         view,
+        frame["scores"].to_list(),
     )
 
 
@@ -204,7 +214,7 @@ def training(checkpoints: Iterable[Artifact]) -> Table:
         "Losses of different objectives are in different units; skills are comparable for the same baseline "
         "only."
     )
-    return Table("training", say("Training"), caption, frame, view)
+    return Table("training", say("Training"), caption, frame, view, frame["checkpoint"].to_list())
 
 
 def log(checkpoint: Artifact) -> pl.DataFrame:

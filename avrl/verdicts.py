@@ -71,7 +71,7 @@ def differences(compare: Comparison) -> Table:
         group=protocol.group.capitalize(),
         best=best["label"] if best else say("none"),
     )
-    return Table(f"differences-{protocol.slug}", say("Differences"), caption, frame, _view(frame))
+    return Table(f"differences-{protocol.slug}", say("Differences"), caption, frame, *_view(frame))
 
 
 def moving(protocol: Protocol, group: str, split: str) -> tuple[str, ...]:
@@ -87,8 +87,8 @@ def heads(protocol: Protocol) -> pl.DataFrame:
     return wide(protocol.scores, [head]).rename(names)
 
 
-def _view(frame: pl.DataFrame) -> pl.DataFrame:
-    """One line a row and test set, one column an opponent, the verdict behind the number."""
+def _view(frame: pl.DataFrame) -> tuple[pl.DataFrame, list[str]]:
+    """One line a row and test set, one column an opponent, the verdict behind the number; and whose they are."""
     shown = [
         f"{cell(one['difference'], one['low'], one['high'], False, sign=True)} {say(one['verdict'])}"
         if one["difference"] is not None
@@ -100,12 +100,13 @@ def _view(frame: pl.DataFrame) -> pl.DataFrame:
     for against in (TWIN, PIXELS, OUTSIDE):
         part = long.filter(against=against).select(*ROW, "split", pl.col("shown").alias(f"minus {against}"))
         view = view.join(part, on=[*ROW, "split"], how="left", maintain_order="left")
-    return view.select(
+    lines = view.select(
         LABEL,
         "kind",
         pl.col("split").replace({WHOLE: "all", UNSEEN: "unseen"}).alias("test tasks"),
         pl.col(f"minus {TWIN}", f"minus {PIXELS}", f"minus {OUTSIDE}").fill_null(say("does not apply")),
     )
+    return lines, view["scores"].to_list()
 
 
 def _opponents(row: Row, rows: list[Row]) -> Iterator[tuple[str, Row | None, str]]:
