@@ -63,7 +63,7 @@ def _twins(found: pl.DataFrame, protocol: Protocol) -> list[str]:
         measured, above = here.height - parts[NOT_MEASURED].height, parts[ABOVE].height
         if measured:
             text = "{above} of {measured} trained encoders above the untrained twin in {group} R², {where}"
-            said.append(say(text, above=above, measured=measured, group=protocol.group, where=where))
+            said.append(say(text, above=above, measured=measured, group=say(protocol.group), where=where))
             said[-1] += f": {_list(parts[ABOVE])}." if above else "."
         said += [say("Undecided, {where}: {list}.", where=where, list=_list(parts[UNDECIDED]))] * len(
             parts[UNDECIDED][:1]

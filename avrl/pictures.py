@@ -72,7 +72,7 @@ def forest(protocol: Protocol, width: int = 640) -> Spec:
     )
     x = alt.X(
         "value:Q",
-        title=f"{protocol.group} R²",
+        title=f"{say(protocol.group)} R²",
         axis=alt.Axis(tickCount=6),
         scale=alt.Scale(domain=[lowest, 1], clamp=True),
     )
@@ -115,7 +115,7 @@ def heat(protocol: Protocol, width: int = 640) -> Spec:
 def gaps(protocols: Sequence[Protocol], width: int = 640) -> Spec:
     """Headline R2 against the gap of a pair; every gap is a protocol of its own."""
     parts = [_spoken(one, one.scores).with_columns(x=pl.col("gap_s")) for one in protocols]
-    return _ends(pl.concat(parts), say("gap, s"), f"{protocols[0].group} R²", width, log=False)
+    return _ends(pl.concat(parts), say("gap, s"), f"{say(protocols[0].group)} R²", width, log=False)
 
 
 def few(protocol: Protocol, width: int = 640) -> Spec:
@@ -124,7 +124,7 @@ def few(protocol: Protocol, width: int = 640) -> Spec:
     labels = protocol.scores.select(*ROW, "label", "name", "kind").unique(maintain_order=True)
     every = pl.concat([less.join(labels, on=ROW, how="inner", maintain_order="left"), protocol.scores], how="diagonal")
     rows = _spoken(protocol, every).with_columns(x=pl.col("episodes_train").cast(pl.Float64))
-    return _ends(rows, say("training episodes"), f"{protocol.group} R²", width, log=True)
+    return _ends(rows, say("training episodes"), f"{say(protocol.group)} R²", width, log=True)
 
 
 def _spoken(protocol: Protocol, scores: pl.DataFrame) -> pl.DataFrame:

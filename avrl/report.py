@@ -127,12 +127,18 @@ def _figures(folder: Path, protocol: Protocol, every: Sequence[Protocol]) -> dic
     caption = say("Headline rows by target dimension: R² on held-out episodes, as shade and as number.")
     found[caption] = _draw(folder, f"heat-{slug}", partial(pictures.heat, protocol), page.NARROW)
     if set(protocol.others["train"]) & set(pictures.SHARES):
-        caption = say("Headline R² against the training episodes of the probe, with 95% intervals.")
+        caption = say(
+            "Headline R² against the training episodes of the probe, with 95% intervals. What lies below -0.5 is drawn "
+            "there."
+        )
         found[caption] = _draw(folder, f"few-{slug}", partial(pictures.few, protocol), page.NARROW_CURVES)
     alike = [one for one in every if (one.probe, one.target) == (protocol.probe, protocol.target)]
     alike = list({one.scores["gap"][0]: one for one in reversed(alike)}.values())
     if len(alike) > 1 and protocol is every[min(every.index(one) for one in alike)]:
-        caption = say("Headline R² against the gap of a pair, with 95% intervals; each gap is a protocol of its own.")
+        caption = say(
+            "Headline R² against the gap of a pair, with 95% intervals; each gap is a protocol of its own. What lies "
+            "below -0.5 is drawn there."
+        )
         alike.sort(key=lambda one: one.scores["gap"][0])
         found[caption] = _draw(folder, f"gaps-{slug}", partial(pictures.gaps, alike), page.NARROW_CURVES)
     return found

@@ -165,7 +165,7 @@ def training_sets(protocol: Protocol) -> Table | None:
             "{group} R². With a share of the training episodes only; and for tasks that training lacks, beside the "
             "same test episodes after as many training episodes of all tasks: their difference is what a new task "
             "costs. Not measured where training pairs were fewer than twice the features.",
-            group=protocol.group.capitalize(),
+            group=say(protocol.group).capitalize(),
         ),
         frame.drop("label"),
         view,

@@ -68,7 +68,7 @@ def differences(compare: Comparison) -> Table:
         "{group} R² of a row minus that of its untrained twin, the pixel-difference floor, and the best outside row "
         "({best}): paired, on the same draws of test episodes, [95% interval]. Above / below: the interval excludes "
         "zero. The best outside row was chosen on these same scores, which favours it.",
-        group=protocol.group.capitalize(),
+        group=say(protocol.group).capitalize(),
         best=best["label"] if best else say("none"),
     )
     return Table(f"differences-{protocol.slug}", say("Differences"), caption, frame, *_view(frame))
