@@ -71,6 +71,7 @@ def write(folder: Path, scores: Sequence[Artifact], checkpoints: Sequence[Artifa
         "protocols": {one.slug: one.fingerprint for one in protocols},
         "verdicts": {name: verdicts.count(name) for name in (ABOVE, BELOW, UNDECIDED, tables.NOT_MEASURED)},
         "answer": list(sections[0].answer),
+        "tables": [one.name for section in sections for one in section.tables] + ["training"] * bool(checkpoints),
     }
 
 

@@ -36,7 +36,7 @@ LAYERS = {
         avrl.training avrl.watch avrl.machine avrl.remoterun avrl.sync
         avrl.features avrl.probing avrl.flow avrl.flow_labels avrl.flow_verdict avrl.order avrl.clusters
         avrl.words avrl.comparison avrl.tables avrl.verdicts avrl.answers avrl.pictures avrl.typeset avrl.page
-        avrl.report
+        avrl.contrast avrl.report
     """,
     "nouns": """
         avrl.episodes avrl.frames avrl.plan avrl.packing avrl.workers avrl.pairs avrl.augment avrl.store
