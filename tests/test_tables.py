@@ -237,8 +237,8 @@ def test_hostile_names_are_escaped_in_every_format(cache):
     assert escape_latex(r"a_b%c{\~^|<") == (
         r"a\_b\%c\{\textbackslash{}\textasciitilde{}\textasciicircum{}\textbar{}\textless{}"
     )
-    row = next(line for line in latex(table).splitlines() if "textless" in line)
-    assert row.replace(r"\&", "").count("&") == table.view.width - 1
+    parts = [line for line in latex(table).splitlines() if "textless" in line]  # the first column stands in each
+    assert sum(row.replace(r"\&", "").count("&") for row in parts) == table.view.width - 1
     table.numbers.write_csv(cache.root / "t.csv")
     assert pl.read_csv(cache.root / "t.csv")["encoder"].item() == HOSTILE
 
