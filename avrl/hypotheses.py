@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from avrl.artifact import Artifact
     from avrl.comparison import Protocol
-    from avrl.verdicts import Comparison
+    from avrl.verdicts import Paired
 
 MODELS = ("two-stream", "single-stream", "videomae")
 REFERENCES = {"dinov2": "DINOv2", "clip": "CLIP", "r3m": "R3M"}
@@ -39,7 +39,7 @@ NUMBERS |= dict.fromkeys(["value", "low", "high"], pl.Float64) | {"episodes": pl
 NUMBERS |= dict.fromkeys(["sample", "decides"], pl.String)
 
 
-def judge(compares: Sequence[Comparison], checkpoints: Sequence[Artifact]) -> Table:
+def judge(compares: Sequence[Paired], checkpoints: Sequence[Artifact]) -> Table:
     """All hypotheses, one row for each model they speak of."""
     found = [
         *_rows(say("The three models converge"), converged(checkpoints, MODELS)),
@@ -90,7 +90,7 @@ def _rows(hypothesis: str, found: Iterator[tuple[str, Effect]]) -> list[Row]:
     return [{"hypothesis": hypothesis, "who": who, **effect.as_row()} for who, effect in found]
 
 
-def _better(compares: Sequence[Comparison], reference: str) -> Iterator[tuple[str, Effect]]:
+def _better(compares: Sequence[Paired], reference: str) -> Iterator[tuple[str, Effect]]:
     """Headline R2 of each of our models minus the best row of a reference, paired."""
     actions, title = [one for one in compares if one.protocol.probe == "bridge"], REFERENCES[reference]
     compare = next((one for one in actions if _of(one.protocol, reference)), None)
@@ -121,14 +121,14 @@ def _speaking(protocol: Protocol) -> list[Row]:
     return heads(protocol).join(headline(protocol), on="label", how="semi", maintain_order="left").to_dicts()
 
 
-def _difference(compare: Comparison, row: Row, other: Row, measure: str) -> Effect:
+def _difference(compare: Paired, row: Row, other: Row, measure: str) -> Effect:
     """Headline R2 of a row minus that of another, on all test tasks."""
     group = compare.protocol.group
     return _paired(compare, row, other, measure, (WHOLE, moving(compare.protocol, group, WHOLE), "r2"))
 
 
 def _paired(
-    compare: Comparison, row: Row, other: Row | None, measure: str, asked: tuple[str, tuple[str, ...], str]
+    compare: Paired, row: Row, other: Row | None, measure: str, asked: tuple[str, tuple[str, ...], str]
 ) -> Effect:
     found = compare(row, other, *asked)
     if found.interval is None:
@@ -136,7 +136,7 @@ def _paired(
     return judged(measure, plain(found.interval), found.episodes)
 
 
-def _flow(compares: Sequence[Comparison]) -> Iterator[tuple[str, Effect]]:
+def _flow(compares: Sequence[Paired]) -> Iterator[tuple[str, Effect]]:
     here = [one for one in compares if one.protocol.probe == "flow"]
     tables = [(one.protocol, percent_below(one.protocol, one.resamples)) for one in here]
     rows = [row for one, table in tables if table for row in _of_models(one, table)]
@@ -156,7 +156,7 @@ def _of_models(protocol: Protocol, table: Table) -> list[Row]:
     return [{**one, "label": labels[one["scores"]]} for one in rows]
 
 
-def _ordered(compares: Sequence[Comparison]) -> Iterator[tuple[str, Effect]]:
+def _ordered(compares: Sequence[Paired]) -> Iterator[tuple[str, Effect]]:
     here = [one.protocol for one in compares if one.protocol.probe == "order"]
     for one in here:
         gap = f", gap {one.scores['gap'][0]}" if len(here) > 1 else ""
@@ -177,7 +177,7 @@ def _ordered(compares: Sequence[Comparison]) -> Iterator[tuple[str, Effect]]:
         yield "", Effect(NOT_MEASURED, decides="avrl probe order --encoder two-stream,single-stream,videomae")
 
 
-def _clustered(compares: Sequence[Comparison]) -> Iterator[tuple[str, Effect]]:
+def _clustered(compares: Sequence[Paired]) -> Iterator[tuple[str, Effect]]:
     """Share of vectors whose neighbours tell their task, minus that of the untrained twin."""
     here = [one for one in compares if one.protocol.probe == "clusters"]
     for one in here[:1]:
@@ -193,9 +193,7 @@ def _clustered(compares: Sequence[Comparison]) -> Iterator[tuple[str, Effect]]:
         yield "", Effect(NOT_MEASURED, decides="avrl probe clusters --encoder two-stream,single-stream,videomae")
 
 
-def _ablated(
-    compares: Sequence[Comparison], checkpoints: Sequence[Artifact], part: str
-) -> Iterator[tuple[str, Effect]]:
+def _ablated(compares: Sequence[Paired], checkpoints: Sequence[Artifact], part: str) -> Iterator[tuple[str, Effect]]:
     """Headline R2 of Two-Stream minus that of Two-Stream without a part, pretrained with all else alike."""
     name = f"two-stream-{part}"
     actions = [one for one in compares if one.protocol.probe == "bridge"]

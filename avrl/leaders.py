@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from avrl.tables import Column
-    from avrl.verdicts import Comparison, Row
+    from avrl.verdicts import Paired, Row
 
 BEST, TIED = "best", "tied"
 BETTER, WORSE = "better", "worse"
@@ -30,7 +30,7 @@ UNJUDGED = ("effective-rank",)  # more is not better
 CHANCE = ("largest task", "shuffled tasks")  # no sums are kept of them
 
 
-def marked(table: Table, compare: Comparison) -> Table:
+def marked(table: Table, compare: Paired) -> Table:
     """The scores table with its leaders: ``best`` or ``tied`` behind a cell, and a column of it for each in the CSV.
 
     Floors and untrained twins may lead, and then they do; the ceiling, which sees the answer, may not.
@@ -58,7 +58,7 @@ def _marks(numbers: pl.DataFrame, column: Column, race: _Race) -> list[str]:
     return [BEST if one is best else TIED if one in racing and race.level(one, best) else "" for one in rows]
 
 
-def winners(compares: Sequence[Comparison]) -> Table:
+def winners(compares: Sequence[Paired]) -> Table:
     """Which encoder wins on what: one line a question, headline rows of encoders with weights, beside the floor."""
     found = [_winner(column, one) for one in compares for column in columns(one.protocol.scores)]
     rows = [one for one in found if one]
@@ -96,7 +96,7 @@ def winners(compares: Sequence[Comparison]) -> Table:
     return Table("winners", say("Who wins on what"), caption, frame, view, [one["scores"] for one in rows])
 
 
-def _winner(column: Column, compare: Comparison) -> Row | None:
+def _winner(column: Column, compare: Paired) -> Row | None:
     if column.metric in UNJUDGED:
         return None
     protocol, race = compare.protocol, _Race(column, compare)
@@ -127,7 +127,7 @@ def _winner(column: Column, compare: Comparison) -> Row | None:
 class _Race:
     """Rows of one column of one protocol against each other: paired where sums of single episodes say it."""
 
-    def __init__(self, column: Column, compare: Comparison) -> None:
+    def __init__(self, column: Column, compare: Paired) -> None:
         self._sign = -1 if column.metric in LOWER else 1
         self._compare = compare
         self._asked: tuple[str, tuple[str, ...], str] | None = None

@@ -19,7 +19,7 @@ from avrl.comparison import comparable, mapped, read
 from avrl.errors import NotFoundError
 from avrl.flow_verdict import percent_below
 from avrl.leaders import marked, winners
-from avrl.verdicts import ABOVE, BELOW, UNDECIDED, Comparison, differences, heads
+from avrl.verdicts import ABOVE, BELOW, UNDECIDED, Paired, differences, heads
 from avrl.words import say
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def write(
     if not protocols:
         raise NotFoundError("no score names its protocol", "remove the scores and probe again")
     left_out = say("{n} numbers without a protocol fingerprint", n=unmarked.height) if unmarked.height else ""
-    compares = [Comparison(one, resamples) for one in protocols]
+    compares = [Paired(one, resamples) for one in protocols]
     sections = [
         _section(folder, one, protocols) if "r2" in one.protocol.scores["metric"] else _untargeted(folder, one, scores)
         for one in compares
@@ -90,6 +90,7 @@ def write(
         "verdicts": {name: verdicts.count(name) for name in (ABOVE, BELOW, UNDECIDED, tables.NOT_MEASURED)},
         "hypotheses": hypotheses.tally(judged),
         "answer": list(sections[0].answer),
+        "tables": [one.name for section in sections for one in section.tables] + ["training"] * bool(checkpoints),
     }
 
 
@@ -101,7 +102,7 @@ def _logs(folder: Path, checkpoints: Sequence[Artifact]) -> tuple[page.Picture |
     return curves, _draw(folder, "ranks", partial(pictures.ranks, logs), page.NARROW_CURVES) if looked else None
 
 
-def _section(folder: Path, compare: Comparison, every: Sequence[Protocol]) -> page.Section:
+def _section(folder: Path, compare: Paired, every: Sequence[Protocol]) -> page.Section:
     protocol = compare.protocol
     found = [marked(tables.main(protocol), compare), differences(compare), tables.dimensions(protocol)]
     found += [one for one in (tables.training_sets(protocol), percent_below(protocol, compare.resamples)) if one]
@@ -144,7 +145,7 @@ def _figures(folder: Path, protocol: Protocol, every: Sequence[Protocol]) -> dic
     return found
 
 
-def _untargeted(folder: Path, compare: Comparison, scores: Sequence[Artifact]) -> page.Section:
+def _untargeted(folder: Path, compare: Paired, scores: Sequence[Artifact]) -> page.Section:
     """Of a probe that predicts no motion: one table, what it says in words, and a map if it drew one."""
     protocol = compare.protocol
     main = marked(tables.main(protocol), compare)

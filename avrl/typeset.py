@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 _MARKDOWN = {**{char: "\\" + char for char in "\\`*_{}[]|#~$"}, "<": "&lt;", ">": "&gt;", "&": "&amp;"}
 _LATEX = {
     **{char: "\\" + char for char in "&%$#_{}"},
+    # A bracket or a star that begins a row would be an argument of the \\ before it.
+    **{char: f"{{{char}}}" for char in "[]*"},
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
@@ -25,27 +27,116 @@ _LATEX = {
     "|": r"\textbar{}",
     "²": r"\textsuperscript{2}",
     "·": r"\textperiodcentered{}",
-    "−": r"\textminus{}",
+    "−": "$-$",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "≈": r"$\approx$",
+    "≤": r"$\leq$",
+    "≥": r"$\geq$",
+    "→": r"$\rightarrow$",
+    "○": r"$\circ$",
+    "●": r"$\bullet$",
+    "★": r"$\star$",
+    "▲": r"$\bigtriangleup$",
+    "▼": r"$\bigtriangledown$",
+    "–": "--",
+    "—": "---",
+    "…": r"\dots{}",
+    "°": r"\textdegree{}",
 }
+_NUMBER = re.compile(r"([+-]?[\d.,]+%?)( \[[-+\d., ]*\])?( .*)?")  # and what stands behind it: its interval, words
+_BEST, _TIED = "best", "tied"  # how a cell ends that is marked
+_PAGE = 40  # rows; more go over pages
+# Points: a line of LaTeX's article, a column's margins, a character of \scriptsize, one of an interval in \tiny.
+_LINE, _MARGIN, _CHARACTER, _SMALL = 345, 6, 4.0, 3.1
 
 
 def markdown(table: Table) -> str:
-    """A pipe table under a heading. Interval brackets are escaped too: they would open a link."""
-    head, *body = _rows(table.view)
-    lines = [head, ["---"] * table.view.width, *body]
-    rows = ["| " + " | ".join(one if one == "---" else escape_markdown(one) for one in row) + " |" for row in lines]
-    return f"## {escape_markdown(table.title)}\n\n{escape_markdown(table.caption)}\n\n" + "\n".join(rows) + "\n"
+    """A pipe table under a heading; best in bold, ties in italics. Brackets are escaped: they would open a link."""
+    names, *cells = _rows(table.view)
+    head = [escape_markdown(one) for one in names]
+    body = ([escape_markdown(row[0]), *(_in_markdown(one) for one in row[1:])] for row in cells)
+    rows = [head, ["---"] * table.view.width, *body]
+    lines = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    legend = say(" Bold: best; italic: tied with it.") * _is_marked(table)
+    return f"## {escape_markdown(table.title)}\n\n{escape_markdown(table.caption + legend)}\n\n{lines}\n"
+
+
+def _in_markdown(text: str) -> str:
+    bare, mark = _unmarked(text)
+    value, space, rest = escape_markdown(bare).partition(" ")
+    around = {_BEST: "**", _TIED: "*"}.get(mark, "")
+    return f"{around}{value}{around}{space}{rest}"
 
 
 def latex(table: Table) -> str:
-    """A booktabs table; Korean needs a document that loads a font for it (kotex with XeLaTeX)."""
-    head, *body = [" & ".join(escape_latex(one) for one in row) + r" \\" for row in _rows(table.view)]
-    spec = "".join("l" for _ in table.view.columns)
-    inner = "\n".join([r"\toprule", head, r"\midrule", *body, r"\bottomrule"])
-    return (
-        f"% needs \\usepackage{{booktabs}}\n\\begin{{table}}\n\\caption{{{escape_latex(table.caption)}}}\n"
-        f"\\begin{{tabular}}{{{spec}}}\n{inner}\n\\end{{tabular}}\n\\end{{table}}\n"
-    )
+    """Tables that fit: as many columns as a line holds, the rest in the next; over pages where there are many rows.
+
+    Intervals are small, best is bold and ties are underlined. Korean needs a document that loads a font for it (kotex).
+    """
+    parts = _parts(table.view)
+    legend = say(" Bold: best; underlined: tied with it.") * _is_marked(table)
+    found = [r"% needs \usepackage{booktabs,longtable}; Korean needs kotex"]
+    for number, names in enumerate(parts, 1):
+        part = say(" Part {number} of {all}.", number=number, all=len(parts)) if len(parts) > 1 else ""
+        text = escape_latex(f"{table.title}. {table.caption}{legend}{part}")
+        label = table.name + (f"-{number}" if number > 1 else "")
+        found.append(_set(table.view.select(names), f"\\caption{{{text}}}\\label{{tab:{label}}}"))
+    return "\n".join(found) + "\n"
+
+
+def _set(view: pl.DataFrame, caption: str) -> str:
+    """One table of LaTeX: a float, or one that goes over pages."""
+    names, *cells = _rows(view)
+    head = " & ".join(escape_latex(one) for one in names)
+    rows = [[escape_latex(row[0]), *(_in_latex(one) for one in row[1:])] for row in cells]
+    body = "\n".join(" & ".join(row) + r" \\" for row in rows)
+    header = f"\\toprule\n{head} \\\\\n\\midrule\n"
+    style, columns = f"\\scriptsize\\setlength{{\\tabcolsep}}{{{_MARGIN / 2:.0f}pt}}", "l" * view.width
+    if len(rows) <= _PAGE:
+        inner = f"\\begin{{tabular}}{{{columns}}}\n{header}{body}\n\\bottomrule\n\\end{{tabular}}"
+        return f"\\begin{{table}}\n\\centering{style}\n{caption}\n{inner}\n\\end{{table}}"
+    header = f"{caption}\\\\\n{header}\\endfirsthead\n{header}\\endhead\n"
+    return f"{{{style}\n\\begin{{longtable}}{{{columns}}}\n{header}{body}\n\\bottomrule\n\\end{{longtable}}}}"
+
+
+def _in_latex(text: str) -> str:
+    bare, mark = _unmarked(_one_line(text))
+    found = _NUMBER.fullmatch(bare)
+    if not found:
+        return escape_latex(text)
+    value, interval = (one.replace("-", "$-$") for one in (found[1], found[2] or ""))
+    value = {_BEST: f"\\textbf{{{value}}}", _TIED: f"\\underline{{{value}}}"}.get(mark, value).replace("%", r"\%")
+    return value + (f" {{\\tiny{interval}}}" if interval else "") + escape_latex(found[3] or "")
+
+
+def _parts(view: pl.DataFrame) -> list[list[str]]:
+    """Column names by table, so that none is wider than a line; the first column is in each."""
+    first, *names = view.columns
+    widths = {name: max(_width(name), *map(_width, map(str, view[name])), 0) for name in view.columns}
+    parts: list[list[str]] = [[]]
+    for name in names:
+        if parts[-1] and sum(widths[one] for one in (first, *parts[-1], name)) > _LINE:
+            parts.append([])
+        parts[-1].append(name)
+    return [[first, *part] for part in parts]
+
+
+def _width(text: str) -> float:
+    bare, _ = _unmarked(text)
+    found = _NUMBER.fullmatch(bare)
+    interval = len(found[2] or "") if found else 0
+    return _MARGIN + _SMALL * interval + _CHARACTER * (_cells(bare) - interval)
+
+
+def _unmarked(text: str) -> tuple[str, str]:
+    """A cell without the word that says that it is best or tied, and that word."""
+    mark = next((one for one in (_BEST, _TIED) if text.endswith(f" {say(one)}")), "")
+    return text.removesuffix(f" {say(mark)}") if mark else text, mark
+
+
+def _is_marked(table: Table) -> bool:
+    return any(_unmarked(str(one))[1] for row in table.view.iter_rows() for one in row[1:])
 
 
 def plain(view: pl.DataFrame, limit: int, width: int) -> str:
@@ -69,8 +160,8 @@ def escape_markdown(text: str) -> str:
 
 
 def escape_latex(text: str) -> str:
-    """Text that LaTeX sets as it is."""
-    return "".join(_LATEX.get(char, char) for char in _one_line(text))
+    """Text that LaTeX sets as it is; two hyphens are no dash."""
+    return "".join(_LATEX.get(char, char) for char in _one_line(text).replace("--", "-\0-")).replace("\0", "{}")
 
 
 def _one_line(text: str) -> str:

@@ -50,7 +50,7 @@ class Measured(NamedTuple):
     note: str
 
 
-def differences(compare: Comparison) -> Table:
+def differences(compare: Paired) -> Table:
     """Headline R2 of each pretrained row minus its untrained twin, the pixel floor, the best outside row."""
     protocol = compare.protocol
     rows = heads(protocol).to_dicts()
@@ -158,13 +158,18 @@ def _entry(row: Row, split: str, against: str, other: Row | None, measured: Meas
 
 
 class Comparison:
-    """Paired differences of rows of one protocol. The draws of a row are made once, however often it is compared."""
+    """Paired differences of rows. The draws of a row are made once, however often it is compared.
 
-    def __init__(self, protocol: Protocol, resamples: int = N_RESAMPLES) -> None:
-        self.protocol, self.resamples = protocol, resamples
+    Args:
+        episodes: Sums of single episodes, of all rows.
+        resamples: Of the bootstrap.
+    """
+
+    def __init__(self, episodes: pl.DataFrame, resamples: int) -> None:
+        self.resamples = resamples
         self._weights: dict[int, Any] = {}
         self._drawn: dict[Any, Drawn | None] = {}
-        self._parts = protocol.episodes.sort("dimension", "episode_index").partition_by(ROW, as_dict=True)
+        self._parts = episodes.sort("dimension", "episode_index").partition_by(ROW, as_dict=True)
 
     def __call__(
         self, row: Row, other: Row | None, split: str, dimensions: tuple[str, ...], metric: str = "r2"
@@ -197,6 +202,14 @@ class Comparison:
                 drawn = Drawn(episodes, sums.n, *(score(sums, one).mean(-1) for one in (None, self._weights[count])))
             self._drawn[key] = drawn
         return self._drawn[key]
+
+
+class Paired(Comparison):
+    """Paired differences of the rows of one protocol."""
+
+    def __init__(self, protocol: Protocol, resamples: int = N_RESAMPLES) -> None:
+        super().__init__(protocol.episodes, resamples)
+        self.protocol = protocol
 
 
 def _sums(part: pl.DataFrame | None, split: str, dimensions: tuple[str, ...]) -> tuple[Any, Sums] | None:

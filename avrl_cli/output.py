@@ -47,6 +47,7 @@ class Session:
     quiet: bool = False
     artifacts: list[dict[str, Any]] = field(default_factory=list)
     document: dict[str, Any] = field(default_factory=dict)
+    listing: bool = True  # at its end, paths of what was made; not where a document was told on stdout
 
     @property
     def store(self) -> Cache:
@@ -129,7 +130,7 @@ class Session:
         if self.json:
             head = {"verb": self.verb, "dry_run": self.dry_run, "exit_code": DROPPED if self._dropped() else 0}
             print(jsonlib.dumps({**head, **self.document, "artifacts": self.artifacts}, indent=1))
-        elif not self.dry_run:
+        elif self.listing and not self.dry_run:
             for one in self.artifacts:
                 print(one["path"])
         if self._dropped():

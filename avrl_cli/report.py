@@ -2,20 +2,58 @@
 
 from __future__ import annotations
 
-from avrl.errors import NotFoundError
-from avrl.stages.report import PAGE, STAGE, SUMMARY, ReportConfig, inputs
-from avrl_cli.options import verb
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from avrl.errors import ConfigError, NotFoundError
+from avrl.stages.report import PAGE, STAGE, SUMMARY, ReportConfig, inputs, only
+from avrl_cli.options import listed, verb
 from avrl_cli.output import Session
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from avrl.artifact import Artifact
 
 NAME = "report"
 
+Format = Literal["html", "md", "csv", "tex", "json"]
+
 
 @verb(ReportConfig)
-def command(session: Session, config: ReportConfig) -> None:
+def command(
+    session: Session,
+    config: ReportConfig,
+    compare: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            metavar="A B", help="Two caches, or two runs of this cache: B minus A, paired; nothing is written"
+        ),
+    ] = None,
+    some: Annotated[
+        list[str] | None,
+        typer.Option("--only", help="These probes, these encoders (and floors); with commas", show_default=False),
+    ] = None,
+    form: Annotated[
+        Format,
+        typer.Option(
+            "--format",
+            help="On stdout: a summary, and a page in the cache (html); all tables (md, tex); all scores (csv, json)",
+        ),
+    ] = "html",
+) -> None:
     """Make tables, pictures and one self-contained page of all scores in the cache."""
+    if session.json and form != "html":
+        raise ConfigError(f"--json and --format {form} both want stdout", "leave out one")
+    session.listing = form == "html"
+    if compare:
+        _contrast(session, config, compare, listed(some or []), form)
+        return
     scores = session.store.artifacts("scores")
     if not scores:
         raise NotFoundError(f"no scores in {session.cache}", "make some with: avrl probe bridge --encoder dinov2")
+    scores = only(scores, listed(some or []))
     checkpoints = session.store.artifacts("checkpoints")
     expect = f"{len(scores)} scores and {len(checkpoints)} checkpoints, some seconds, under 5 MB"
     made = session.run(STAGE, config, inputs(scores, checkpoints), expect)
@@ -23,5 +61,38 @@ def command(session: Session, config: ReportConfig) -> None:
         return
     session.document["answer"] = made.manifest.facts["answer"]
     session.document["page"] = str(made.root / PAGE)
-    session.tell((made.root / SUMMARY).read_text(encoding="utf-8"))
+    session.tell(_told(made, scores, form))
     session.say(f"page: {made.root / PAGE}")
+
+
+def _told(made: Artifact, scores: Sequence[Artifact], form: Format) -> str:
+    """What a report says on stdout."""
+    if form == "json":
+        from avrl.comparison import read
+
+        return str(read(scores)[0].write_json())
+    names = {"html": [SUMMARY], "csv": ["scores.csv"]}.get(form)
+    names = names or [f"{one}.{form}" for one in made.manifest.facts["tables"]]
+    return "\n".join((made.root / name).read_text(encoding="utf-8") for name in names).removesuffix("\n")
+
+
+def _contrast(session: Session, config: ReportConfig, compare: tuple[str, str], words: list[str], form: Format) -> None:
+    """Two caches or two runs side by side, on stdout."""
+    from avrl import contrast, typeset
+
+    a, b = (contrast.side(session.store, name) for name in compare)
+    if words:
+        both = only([*a.scores, *b.scores], words)
+        a, b = (one._replace(scores=[each for each in one.scores if each in both]) for one in (a, b))
+    found = contrast.contrast(a, b, config.resamples, every=form in ("csv", "json"))
+    session.document |= {"compared": [a.name, b.name], "said": found.said, "numbers": found.table.numbers.to_dicts()}
+    if form == "html":
+        session.tell(contrast.screen(found))
+        return
+    for one in found.said:
+        session.say(one)
+    numbers, as_text = found.table.numbers, {"md": typeset.markdown, "tex": typeset.latex}
+    if form in as_text:
+        session.tell(as_text[form](found.table).removesuffix("\n"))
+    else:
+        session.tell(numbers.write_csv().removesuffix("\n") if form == "csv" else numbers.write_json())

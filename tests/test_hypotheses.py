@@ -14,7 +14,7 @@ from avrl.effects import FAIL, NOT_COMPARABLE, PASS, UNDECIDED, judged
 from avrl.hypotheses import judge, tally
 from avrl.leaders import BEST, BETTER, TIED, WORSE, marked, winners
 from avrl.tables import NOT_MEASURED, main
-from avrl.verdicts import Comparison
+from avrl.verdicts import Paired
 
 ACTIONS, CONVERGE, PARTS = "Actions are told", "The three models", "Two-Stream is better"
 OURS = Row(encoder="two-stream", checkpoint="c", noise=0.4)
@@ -26,7 +26,7 @@ def cache(tmp_path):
 
 
 def compares(cache, *rows):
-    return [Comparison(one, 300) for one in comparable(*read(score(cache, *rows)))]
+    return [Paired(one, 300) for one in comparable(*read(score(cache, *rows)))]
 
 
 def found(table, hypothesis):

@@ -48,6 +48,28 @@ def inputs(scores: Sequence[Artifact], checkpoints: Sequence[Artifact]) -> dict[
     return found
 
 
+def only(scores: Sequence[Artifact], words: Sequence[str]) -> list[Artifact]:
+    """The scores of the probes and encoders that are named; floors and ceilings stay, twins go with their encoder.
+
+    Raises:
+        ConfigError: a word names neither.
+    """
+    asked = [(str(one.manifest.config["probe"]), str(one.manifest.config["encoder"])) for one in scores]
+    fixed = [one.manifest.config["init"] == "none" for one in scores]
+    probes = {probe for probe, _ in asked}
+    encoders = {encoder for (_, encoder), alone in zip(asked, fixed, strict=True) if not alone}
+    for word in words:
+        if word not in probes | encoders:
+            there = f"probes {', '.join(sorted(probes))}; encoders {', '.join(sorted(encoders))}"
+            raise ConfigError(f"--only {word}: no scores of it", f"there are {there}")
+    some, whose = probes.intersection(words) or probes, encoders.intersection(words) or encoders
+    return [
+        one
+        for one, (probe, encoder), alone in zip(scores, asked, fixed, strict=True)
+        if probe in some and (alone or encoder in whose)
+    ]
+
+
 def _slug(config: ReportConfig, given: Inputs) -> str:
     return f"report-{sum(role.startswith(SCORES) for role in given)}-scores"
 
