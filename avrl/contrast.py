@@ -28,11 +28,8 @@ if TYPE_CHECKING:
 
 ASKED = ["probe", "target", "gap", "train", *Column._fields]
 WHOM = ["encoder", "init", "readout", "pairing"]
-LOOSE = [
-    "probe",
-    "train",
-    *Column._fields,
-]  # asked of the same thing, but perhaps at another gap, or for another target
+# Asked of the same thing, but perhaps at another gap, or for another target.
+LOOSE = ["probe", "train", *Column._fields]
 APART = ["target", "gap", "n_train", "episodes_train", "n_test", "episodes_test"]
 OF_B = ["value", "low", "high", "scores", "encoder", "checkpoint"]
 EQUAL = "equal"  # the very same artifact on both sides
