@@ -74,6 +74,23 @@ def unlike(table: Table) -> list[str]:
     return said
 
 
+def shown(protocol: Protocol, scores: Iterable[Artifact], checkpoints: Iterable[Artifact]) -> list[str]:
+    """Which encoders were pretrained on the very videos that a protocol tests on: no label was seen, but its frames."""
+    frames = {one.ref: _input(one, "frames") for one in scores}
+    data = {one.ref: _input(one, "frames") for one in checkpoints}
+    rows = protocol.scores.filter(init="trained").select("name", "checkpoint", "scores").unique(maintain_order=True)
+    names = [name for name, of, ref in rows.iter_rows() if data.get(of) and data[of] == frames.get(ref)]
+    text = say(
+        "pretraining drew from the frames that are tested on here, without labels: {names}", names=", ".join(names)
+    )
+    return [text] * bool(names)
+
+
+def _input(artifact: Artifact, role: str) -> str:
+    """Digest of an input; empty if there is none of this role."""
+    return next((one.digest for one in artifact.manifest.inputs if one.role == role), "")
+
+
 def _cost(checkpoint: Artifact, others: dict[str, Artifact], price: float) -> dict[str, Any]:
     """What a checkpoint of ours cost."""
     facts = checkpoint.manifest.facts

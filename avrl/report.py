@@ -8,6 +8,7 @@ Files: ``report.html``, ``summary.txt`` (one screen), ``scores.csv`` (every numb
 from __future__ import annotations
 
 import textwrap
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +71,8 @@ def write(
         _section(folder, one, protocols) if "r2" in one.protocol.scores["metric"] else _untargeted(folder, one, scores)
         for one in compares
     ]
+    seen = [budgets.shown(one, scores, checkpoints) for one in protocols]
+    sections = [replace(one, notes=[*one.notes, *more]) for one, more in zip(sections, seen, strict=True)]
     judged = hypotheses.judge(compares, checkpoints)
     cost = budgets.encoders(protocols, checkpoints, ancestors, price)
     trained = tables.training(checkpoints)

@@ -50,12 +50,16 @@ def frozen(config: Any, inputs: Inputs) -> tuple[Encoder, str]:
 
 
 def _build_features(config: FeaturesConfig, inputs: Inputs, out: Path) -> Built:
+    import torch
+
     from avrl.encoders import weights
     from avrl.features import extract
 
     encoder, device = frozen(config, inputs)
     facts = extract(encoder, inputs["frames"].root, out, gap=config.gap, batch_size=config.batch_size, device=device)
     facts |= {"encoder": config.encoder, "init": config.init, "device": device}
+    if isinstance(encoder, torch.nn.Module):
+        facts["parameters"] = sum(one.numel() for one in encoder.parameters())
     if not config.weights:  # our own, whose licence comes with the checkpoint, or none at all
         return Built(facts)
     path = Path(config.weights_path) if config.weights_path else None
