@@ -33,7 +33,7 @@ LOOSE = ["probe", "train", *Column._fields]
 APART = ["target", "gap", "n_train", "episodes_train", "n_test", "episodes_test"]
 OF_B = ["value", "low", "high", "scores", "encoder", "checkpoint"]
 EQUAL = "equal"  # the very same artifact on both sides
-ALONE = "without interval"
+ALONE = "without interval"  # the metric, or the training set, keeps no sums of single episodes
 TOLERANCE = 1e-6
 MOST_NAMES = 10
 ROWS, COLUMNS, WIDEST = 20, 100, 200  # of a terminal: of prose, of a table
@@ -231,14 +231,13 @@ def _view(numbers: pl.DataFrame, whom: list[str]) -> pl.DataFrame:
             _label(row, whom),
             f"{row['probe']} {row['target']} gap {row['gap']}".replace("  ", " "),
             Column(*(row[name] for name in Column._fields)).title,
-            cell(row["value"], None, None, True),
-            cell(row["value_b"], None, None, True),
+            *(cell(row[name], None, None, True) for name in ("value", "value_b")),
             f"{cell(row['difference'], row['difference_low'], row['difference_high'], True, sign=True)} "
-            + (row["verdict"] if row["verdict"] != ALONE else say("without interval")),
+            + say(row["verdict"]),
         )
         for row in numbers.sort(~pl.col("verdict").is_in([ABOVE, BELOW]), maintain_order=True).iter_rows(named=True)
     ]
-    names = [say("encoder · readout") if "encoder" in whom else say("readout"), say("probe"), say("number")]
+    names = [say("encoder · readout") if "encoder" in whom else "readout", "probe", say("number")]
     return pl.DataFrame(rows, schema=dict.fromkeys([*names, "A", "B", say("B minus A")], pl.String), orient="row")
 
 

@@ -31,6 +31,7 @@ class Row:
     gap: Annotated[int, Opt("Gap")] = 3
     target: Annotated[str, Opt("Target")] = "reached"
     constant: Annotated[str, Opt("A dimension that does not move")] = ""
+    probe: Annotated[str, Opt("What was probed")] = "bridge"
 
 
 def sums(config, readout, dimension, seed=0):
@@ -90,7 +91,7 @@ def frames(config):
             | {"metric": "auc", "value": 0.9 - config.noise / 5, "low": 0.6, "high": 0.95}
             | {"n_test": N_EPISODES * N_FRAMES, "episodes_test": N_EPISODES}
         )
-    same = {"probe": "bridge", "dims": 192, "gap_s": config.gap / 5, "n_train": 640, "episodes_train": 60}
+    same = {"probe": config.probe, "dims": 192, "gap_s": config.gap / 5, "n_train": 640, "episodes_train": 60}
     table = pl.DataFrame([one | same | {"alpha": 10.0} for one in scores])
     return table, pl.DataFrame(episodes).cast({"n": pl.Int64, "seen": pl.Boolean})
 

@@ -1,0 +1,82 @@
+"""What `avrl report` says on stdout: in which form, of which scores, and nothing else."""
+
+import csv
+import io
+import json
+
+import pytest
+from scored import FLOORS, Row, demo, score
+from typer.testing import CliRunner
+
+from avrl.cache import Cache
+from avrl.comparison import read
+from avrl.errors import ConfigError
+from avrl.stages.report import only
+from avrl_cli.app import app
+
+SMALL = ("report", "--resamples", "100")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    found = Cache(tmp_path_factory.mktemp("cache"))
+    demo(found)
+    return found
+
+
+@pytest.fixture
+def said(cache):
+    def run(*arguments):
+        done = CliRunner().invoke(app, [*SMALL, "--cache", str(cache.root), *arguments])
+        assert done.exit_code == 0, done.output
+        return done
+
+    return run
+
+
+def test_formats_are_clean_on_stdout(cache, said):
+    page = said().stdout
+    (made,) = cache.artifacts("tables")
+    assert page.splitlines()[-1] == str(made.root)
+    assert said("--format", "csv").stdout == (made.root / "scores.csv").read_text()
+    rows = json.loads(said("--format", "json").stdout)
+    scores = read(cache.artifacts("scores"))[0]
+    assert rows == scores.to_dicts()
+    assert {type(one["value"]) for one in rows} == {float}
+    assert rows[0]["alpha"] == 10.0
+    assert len(list(csv.reader(io.StringIO(said("--format", "csv").stdout)))) == len(rows) + 1
+    html = (made.root / "report.html").read_text(encoding="utf-8")
+    for form, label in (("md", "## {title}\n"), ("tex", "\\caption{{{title}. ")):
+        text = said("--format", form)
+        titles = ["Scores", "Differences", "By target dimension", "Training"]
+        places = [text.stdout.index(label.format(title=title)) for title in titles]
+        assert places == sorted(places)
+        assert [html.index(f">{title}</h3>") for title in titles] == sorted(
+            html.index(f">{one}</h3>") for one in titles
+        )
+        assert str(made.root) not in text.stdout
+        assert str(made.root) in text.stderr
+
+
+def test_only_keeps_floors_and_twins(tmp_path):
+    ours = [Row(encoder=name, init=init) for name in ("videomae", "two-stream") for init in ("trained", "random")]
+    flow = Row(encoder="dinov2", init="pretrained", probe="flow")
+    scores = score(Cache(tmp_path), *ours, *FLOORS, flow)
+    assert only(scores, []) == scores
+    assert only(scores, ["videomae"]) == [*scores[:2], *scores[4:8]]
+    assert only(scores, ["bridge", "two-stream"]) == scores[2:8]
+    assert only(scores, ["flow"]) == scores[8:]
+    with pytest.raises(ConfigError, match="probes bridge, flow; encoders dinov2, two-stream, videomae"):
+        only(scores, ["nope"])
+
+
+def test_a_report_of_some_and_a_comparison_write_where_they_should(cache, said):
+    before = sorted(cache.root.rglob("*"))
+    text = said("--compare", "two-stream", "videomae", "--format", "json")
+    rows = json.loads(text.stdout)
+    assert {(one["encoder"], one["encoder_b"]) for one in rows} == {("two-stream", "videomae")}
+    assert said("--compare", str(cache.root), str(cache.root), "--only", "videomae").stdout.count("equal") == 21
+    assert sorted(cache.root.rglob("*")) == before
+    few = said("--only", "videomae,bridge").stdout
+    assert "videomae" in few
+    assert "single-stream · " not in few  # only among those that converge
