@@ -32,6 +32,8 @@ from avrl.outcome import WHOLE, effective_rank
 from avrl.probing import fingerprint
 from avrl.ridge import ALPHAS, Path, best
 from avrl.splits import ALL
+from avrl.stills import thumbnail
+from avrl.store import FrameStore
 from avrl.subsets import balanced
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ log = logging.getLogger(__name__)
 NEIGHBOURS = 20
 STARTS = 10  # of k-means
 PERPLEXITY = 30
+SHOWN, SIDE = 150, 64  # frames that a map can show, px
 WIDE = "grid"  # readouts that are scored only if asked for
 KNN, IDENTITY, MOTION = "knn-accuracy", "identity-accuracy", "motion-accuracy"
 
@@ -99,9 +102,8 @@ def score(out: File, who: Who, task: Task, given: Given) -> dict[str, Any]:
         if readout == names[0]:
             x_N2 = map_of(vectors["z"], task.seed)
             points = rows.select("episode_index", "frame_index")
-            points.with_columns(task=labels_N, x=x_N2[:, 0], y=x_N2[:, 1], readout=pl.lit(readout)).write_parquet(
-                out / "points.parquet"
-            )
+            points = points.with_columns(task=labels_N, x=x_N2[:, 0], y=x_N2[:, 1], readout=pl.lit(readout))
+            points.with_columns(picture=_pictures(given.frames, rows)).write_parquet(out / "points.parquet")
     pl.DataFrame(scores, infer_schema_length=None).write_parquet(out / "scores.parquet")
     pl.concat(sums).write_parquet(out / "episodes.parquet")
     return {**shared, "vectors": len(rows), "tasks": len(set(labels_N)), "episodes": len(set(parts.episode_N))}
@@ -229,6 +231,20 @@ def map_of(z_ND: np.ndarray, seed: int) -> np.ndarray:
 
     perplexity = min(PERPLEXITY, max(1, (len(z_ND) - 1) // 3))
     return np.asarray(TSNE(perplexity=perplexity, metric="cosine", neighbors="exact", random_state=seed).fit(z_ND))
+
+
+def _pictures(frames: File, rows: pl.DataFrame) -> pl.Series:
+    """Small pictures of at most `SHOWN` vectors, evenly chosen, by the same rule for every encoder; null elsewhere."""
+    import polars as pl
+
+    store = FrameStore(frames)
+    first = store.episodes.select("episode_index", "dataset_from_index")
+    joined = rows.join(first, on="episode_index", how="left", maintain_order="left")
+    row_N = (joined["dataset_from_index"] + joined["frame_index"]).to_numpy()
+    pictures: list[bytes | None] = [None] * len(rows)
+    for place in range(0, len(rows), -(-len(rows) // SHOWN)):
+        pictures[place] = thumbnail(store.read(row_N[place : place + 1])[0], SIDE)
+    return pl.Series(pictures, dtype=pl.Binary)
 
 
 def _row(

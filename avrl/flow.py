@@ -27,6 +27,7 @@ from avrl.outcome import WHOLE, numbers
 from avrl.progress import bar
 from avrl.ridge import Moments, choose_alpha_of, solve
 from avrl.splits import ALL
+from avrl.stills import thumbnail
 from avrl.store import FrameStore
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ MOVING = 1.0  # px: a place that moves
 PROTOCOL = 2
 KINDS = ("all", "moving", "residual")
 AXES = ("right", "down")
+EXAMPLES, EXAMPLE = 4, 112  # pairs that are kept to look at, px
 
 
 def score(out: Path, who: Who, task: Task, given: Given) -> dict[str, Any]:
@@ -84,7 +86,33 @@ def score(out: Path, who: Who, task: Task, given: Given) -> dict[str, Any]:
     tables = [one.with_columns(dimension=pl.lit(name)) for name, one in sums.items()]
     labels = {name: pl.lit(value) for name, value in named.items() if name != "dims"}
     pl.concat(tables).with_columns(**labels).write_parquet(out / "episodes.parquet")
+    _examples(given.frames, rows, flow_NGGC, predicted, parts).write_parquet(out / "examples.parquet")
     return {**{name: found[0][name] for name in ("n_train", "n_test", "episodes_train", "episodes_test")}, **named}
+
+
+def _examples(
+    frames: Path, rows: pl.DataFrame, flow_NGGC: np.ndarray, predicted: np.ndarray, parts: Split
+) -> pl.DataFrame:
+    """A few test pairs to look at: those that move most, of `EXAMPLES` tasks, whatever the prediction.
+
+    Columns: ``episode_index``, ``frame_index``, ``task``, ``picture`` (JPEG of frame t), ``truth`` and ``predicted``,
+    each a (G, G, 2) flow in px of the store's frames, to the right and down, as a flat list.
+    """
+    store = FrameStore(frames)
+    first = store.episodes.select("episode_index", "dataset_from_index", "task")
+    tested = rows.filter(parts.test_N).join(first, on="episode_index", how="left", maintain_order="left")
+    moves = np.linalg.norm(flow_NGGC[parts.test_N], axis=3).mean((1, 2))
+    chosen = (
+        tested.with_columns(moves=moves).with_row_index("place").sort("moves", descending=True, maintain_order=True)
+    )
+    chosen = chosen.unique("task", keep="first", maintain_order=True).head(EXAMPLES)
+    place = chosen["place"].to_numpy()
+    pixels = store.read((chosen["dataset_from_index"] + chosen["frame_index"]).to_numpy())
+    return chosen.select("episode_index", "frame_index", "task").with_columns(
+        picture=pl.Series([thumbnail(one, EXAMPLE) for one in pixels], dtype=pl.Binary),
+        truth=pl.Series(flow_NGGC[parts.test_N][place].reshape(len(place), -1).tolist()),
+        predicted=pl.Series(np.asarray(predicted)[place].reshape(len(place), -1).tolist()),
+    )
 
 
 def _predicted(

@@ -16,9 +16,10 @@ import jinja2
 import polars as pl
 from markupsafe import Markup, escape
 
-from avrl import pictures
+from avrl import drawing
 from avrl.comparison import UNSEEN, WHOLE
 from avrl.effects import FAIL, NOT_COMPARABLE, PASS
+from avrl.gallery import pointing
 from avrl.leaders import BEST, BETTER, TIED, WORSE
 from avrl.tables import NOT_MEASURED, UNDEFINED
 from avrl.verdicts import ABOVE, BELOW, UNDECIDED
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from avrl.artifact import Artifact
     from avrl.comparison import Protocol
+    from avrl.gallery import Frame
     from avrl.tables import Table
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
@@ -105,6 +107,7 @@ class Section:
     facts: Mapping[str, str]
     notes: Sequence[str]
     maps: Picture | None = None
+    frames: Sequence[Frame] = ()
     figures: Mapping[str, Picture] = field(default_factory=dict)
 
 
@@ -118,6 +121,7 @@ class Head:
         encoders: What each cost.
         warnings: Of budgets that are not alike.
         left_out: What is not on the page, in words.
+        looks: The last look of each checkpoint: its name, the step, the sheet.
     """
 
     winners: Table
@@ -125,6 +129,7 @@ class Head:
     encoders: Table
     warnings: Sequence[str]
     left_out: str = ""
+    looks: Sequence[tuple[str, int, str]] = ()
 
 
 def render(
@@ -161,8 +166,9 @@ def render(
         checkpoints=list(checkpoints),
         artifacts=artifacts,
         places={one.ref: f"made-{number}" for number, one in enumerate(artifacts)},
+        pointing=Markup("\n").join(pointing(one.frames) for one in sections),
         known={one.digest: one.ref for one in artifacts},
-        night=pictures.NIGHT,
+        night=drawing.NIGHT,
         glossary=glossary(),
     )
 

@@ -1,9 +1,4 @@
-"""Pictures of scores and of training, drawn offline; the same numbers give the same bytes.
-
-What a mark means is told by shape (or dash) as well as by colour, so that a grey print and a colour-blind
-reader lose nothing. Colours follow Okabe & Ito 2008, "Color universal design"; in the dark the page swaps
-them, by their hexadecimal value, for lighter ones (`NIGHT`).
-"""
+"""Pictures of scores and of training, in the style of `avrl.drawing`."""
 
 from __future__ import annotations
 
@@ -11,10 +6,26 @@ from typing import TYPE_CHECKING, Any
 
 import altair as alt
 import polars as pl
-import vl_convert
 
 from avrl.answers import headline
 from avrl.comparison import FLOOR, KINDS, ROW, WHOLE
+from avrl.drawing import (
+    BLUE,
+    DASHES,
+    GREEN,
+    GREY,
+    INK,
+    LINES,
+    NARROWEST,
+    ORANGE,
+    ROWS,
+    SHAPES,
+    Spec,
+    columns,
+    cycle,
+    finish,
+    scale,
+)
 from avrl.verdicts import heads
 from avrl.words import say
 
@@ -23,31 +34,14 @@ if TYPE_CHECKING:
 
     from avrl.comparison import Protocol
 
-INK, GRID = "#222222", "#dddddd"
-BLUE, ORANGE, GREEN, GREY, PURPLE, SKY = "#0072b2", "#d55e00", "#009e73", "#6b6b6b", "#aa4499", "#3399cc"
-NIGHT = {INK: "#d8d8d8", GRID: "#3a3a3a", BLUE: "#56b4e9", ORANGE: "#ff9a55", GREEN: "#2fd0a0"}
-NIGHT |= {GREY: "#a8a8a8", PURPLE: "#e08ad0", SKY: "#9bd4ff"}
 KIND_COLOURS = dict(zip(KINDS.values(), (BLUE, GREEN, ORANGE, GREY), strict=True))
 KIND_SHAPES = dict(zip(KINDS.values(), ("circle", "diamond", "triangle-up", "cross"), strict=True))
-LINES = (BLUE, ORANGE, GREEN, PURPLE, GREY, SKY)
-DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [4, 1], [10, 4])
-SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
-# Shapes that are told apart in black and white, one a task.
-MARKS = (*SHAPES, "triangle-left", "triangle-right", "arrow", "wedge", "M-1,-1L1,1M1,-1L-1,1", "M0,-1V1")
-REST = "other tasks"
 RANKS = {"rank_cls": "rank of CLS (directions)", "rank_patches": "rank of patches (directions)"}
-FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
 ON_SHADE = "#101010"  # on a cell of the heat map: not `INK`, which turns light in the dark
-NARROWEST = 300  # px; below, there is no room for a scale
 SHARES = ("1%", "10%")
 MOST_LINES = 12  # in one figure
 MOST_ROWS = 40  # a forest; more cannot be read
 MOST_POINTS = 400  # a curve; more cannot be seen and would swell the page
-MOST_DOTS = 200  # a map
-VEGA_LITE = "6.1"
-ROWS = alt.NamedData("rows")  # put in at the end: altair copies and validates what it holds, for seconds
-
-Spec = dict[str, Any]
 
 
 def forest(protocol: Protocol, width: int = 640) -> Spec:
@@ -68,7 +62,7 @@ def forest(protocol: Protocol, width: int = 640) -> Spec:
     kinds = {say(kind): kind for kind in KINDS.values() if say(kind) in set(rows["kind"])}
     base = alt.Chart(ROWS).encode(
         y=alt.Y("label:N", sort=None, title=None, axis=alt.Axis(labelLimit=300)),
-        color=_scale(alt.Color, "kind:N", list(kinds), [KIND_COLOURS[kind] for kind in kinds.values()]),
+        color=scale(alt.Color, "kind:N", list(kinds), [KIND_COLOURS[kind] for kind in kinds.values()]),
     )
     x = alt.X(
         "value:Q",
@@ -78,7 +72,7 @@ def forest(protocol: Protocol, width: int = 640) -> Spec:
     )
     rule = base.mark_rule(strokeWidth=1.6).encode(x=x.copy(), x2="high:Q").transform_calculate(value="datum.low")
     point = base.mark_point(filled=True, size=60, opacity=1).encode(
-        x=x, shape=_scale(alt.Shape, "kind:N", list(kinds), [KIND_SHAPES[kind] for kind in kinds.values()])
+        x=x, shape=scale(alt.Shape, "kind:N", list(kinds), [KIND_SHAPES[kind] for kind in kinds.values()])
     )
     chart = alt.layer(rule, point).properties(width=width, height=alt.Step(19))
     if rows.height < every.height:
@@ -86,7 +80,7 @@ def forest(protocol: Protocol, width: int = 640) -> Spec:
             "{shown} of {all} rows, one readout an encoder; the tables have all", shown=rows.height, all=every.height
         )
         chart = chart.properties(title=alt.Title(text, anchor="start", fontSize=11, fontWeight="normal", color=INK))
-    return _finish(chart, rows.to_dicts())
+    return finish(chart, rows.to_dicts())
 
 
 def heat(protocol: Protocol, width: int = 640) -> Spec:
@@ -109,7 +103,7 @@ def heat(protocol: Protocol, width: int = 640) -> Spec:
     layers = [chart.mark_rect().encode(color=shade), number]
     step = max(26, min(60, width // max(1, rows["dimension"].n_unique())))
     drawn = alt.layer(*layers).properties(width=alt.Step(step), height=alt.Step(20))
-    return _finish(drawn, rows.with_columns(pl.col("value").round(3)).to_dicts())
+    return finish(drawn, rows.with_columns(pl.col("value").round(3)).to_dicts())
 
 
 def gaps(protocols: Sequence[Protocol], width: int = 640) -> Spec:
@@ -139,20 +133,20 @@ def _ends(rows: pl.DataFrame, across: str, up: str, width: int, *, log: bool) ->
     """A line an encoder, with the interval of each point."""
     names = rows["label"].unique(maintain_order=True).to_list()[:MOST_LINES]
     rows = rows.filter(pl.col("label").is_in(names)).with_columns(pl.col("value", "low", "high").clip(lower_bound=-0.5))
-    scale = alt.Scale(type="log", nice=False) if log else alt.Scale(zero=False)
-    x = alt.X("x:Q", title=across, scale=scale, axis=alt.Axis(values=sorted(set(rows["x"])), format=".4~g"))
+    across_scale = alt.Scale(type="log", nice=False) if log else alt.Scale(zero=False)
+    x = alt.X("x:Q", title=across, scale=across_scale, axis=alt.Axis(values=sorted(set(rows["x"])), format=".4~g"))
     chart = alt.Chart(ROWS).encode(
-        x=x, y=alt.Y("value:Q", title=up), color=_scale(alt.Color, "label:N", names, _cycle(LINES, names))
+        x=x, y=alt.Y("value:Q", title=up), color=scale(alt.Color, "label:N", names, cycle(LINES, names))
     )
-    dashes = _scale(alt.StrokeDash, "label:N", names, _cycle(DASHES, names))
-    shapes = _scale(alt.Shape, "label:N", names, _cycle(SHAPES, names))
+    dashes = scale(alt.StrokeDash, "label:N", names, cycle(DASHES, names))
+    shapes = scale(alt.Shape, "label:N", names, cycle(SHAPES, names))
     layers = [
         chart.mark_rule(strokeWidth=1).encode(y=alt.Y("low:Q", title=up), y2="high:Q"),
         chart.mark_line(strokeWidth=1.8).encode(strokeDash=dashes),
         chart.mark_point(size=44, opacity=1, filled=True).encode(shape=shapes),
     ]
     drawn = alt.layer(*layers).properties(width=width, height=240)
-    return _finish(drawn, rows.select("label", "x", "value", "low", "high").to_dicts(), columns=_columns(width))
+    return finish(drawn, rows.select("label", "x", "value", "low", "high").to_dicts(), columns=columns(width))
 
 
 def curves(logs: Mapping[str, pl.DataFrame], width: int = 640) -> Spec:
@@ -162,7 +156,7 @@ def curves(logs: Mapping[str, pl.DataFrame], width: int = 640) -> Spec:
     seen = _line(ROWS, names, "skill", title) + _points(ROWS, names, "held_out_skill", title)
     panels = [_line(ROWS, names, "loss", say("loss (own units of each objective)")), seen]
     chart = alt.vconcat(*(one.properties(width=width, height=190) for one in panels))
-    return _finish(chart, rows, columns=_columns(width))
+    return finish(chart, rows, columns=columns(width))
 
 
 def ranks(logs: Mapping[str, pl.DataFrame], width: int = 640) -> Spec:
@@ -174,32 +168,7 @@ def ranks(logs: Mapping[str, pl.DataFrame], width: int = 640) -> Spec:
         )
         for name, title in RANKS.items()
     ]
-    return _finish(alt.vconcat(*panels), _rows(logs, RANKS), columns=_columns(width))
-
-
-def maps(points: Mapping[str, pl.DataFrame], width: int = 640) -> Spec:
-    """Maps of vectors, one an encoder, a point a vector, colour and shape by task; rarer tasks share a grey dot."""
-    shown = pl.concat([one.with_columns(label=pl.lit(label)) for label, one in points.items()])
-    counts = shown["task"].value_counts().sort("count", "task", descending=[True, False])
-    names = sorted(counts["task"][: len(MARKS)])
-    some = [one.gather_every(max(1, one.height // MOST_DOTS)) for one in shown.partition_by("label")]
-    rows = pl.concat(some).with_columns(task=pl.when(pl.col("task").is_in(names)).then("task").otherwise(pl.lit(REST)))
-    rest = [REST] * (REST in set(rows["task"]))
-    across = max(1, width // 200)
-    chart = (
-        alt.Chart(ROWS)
-        .mark_point(size=16, opacity=0.8, strokeWidth=1.1)
-        .encode(
-            x=alt.X("x:Q", axis=None, scale=alt.Scale(zero=False)),
-            y=alt.Y("y:Q", axis=None, scale=alt.Scale(zero=False)),
-            color=_scale(alt.Color, "task:N", names + rest, _cycle(LINES, names) + [GREY] * len(rest)),
-            shape=_scale(alt.Shape, "task:N", names + rest, list(MARKS[: len(names)]) + ["stroke"] * len(rest)),
-        )
-        .properties(width=(width - 20 * across) // across, height=150)
-        .facet(facet=alt.Facet("label:N", title=None, sort=list(points)), columns=across)
-        .resolve_scale(x="independent", y="independent")
-    )
-    return _finish(chart, rows.select("label", "task", pl.col("x", "y").round(2)).to_dicts(), columns=_columns(width))
+    return finish(alt.vconcat(*panels), _rows(logs, RANKS), columns=columns(width))
 
 
 def _rows(logs: Mapping[str, pl.DataFrame], quantities: Iterable[str]) -> list[dict[str, Any]]:
@@ -232,8 +201,8 @@ def _line(data: Any, names: list[str], quantity: str, title: str) -> Any:
         _axes(data, quantity, title)
         .mark_line(strokeWidth=1.8)
         .encode(
-            color=_scale(alt.Color, "checkpoint:N", names, _cycle(LINES, names)),
-            strokeDash=_scale(alt.StrokeDash, "checkpoint:N", names, _cycle(DASHES, names)),
+            color=scale(alt.Color, "checkpoint:N", names, cycle(LINES, names)),
+            strokeDash=scale(alt.StrokeDash, "checkpoint:N", names, cycle(DASHES, names)),
         )
     )
 
@@ -243,48 +212,7 @@ def _points(data: Any, names: list[str], quantity: str, title: str) -> Any:
         _axes(data, quantity, title)
         .mark_point(size=36, opacity=1)
         .encode(
-            color=_scale(alt.Color, "checkpoint:N", names, _cycle(LINES, names)),
-            shape=_scale(alt.Shape, "checkpoint:N", names, _cycle(SHAPES, names)),
+            color=scale(alt.Color, "checkpoint:N", names, cycle(LINES, names)),
+            shape=scale(alt.Shape, "checkpoint:N", names, cycle(SHAPES, names)),
         )
     )
-
-
-def _columns(width: int) -> int:
-    """Of a legend."""
-    return 2 if width > 300 else 1
-
-
-def _cycle(values: tuple[Any, ...], names: list[str]) -> list[Any]:
-    """One value a name; after a round all but the colours go on shifted, so that no two lines are wholly alike."""
-    shift = values is not LINES
-    return [values[(i + shift * (i // len(values))) % len(values)] for i in range(len(names))]
-
-
-def _scale(channel: Any, field: str, domain: list[str], values: list[Any]) -> Any:
-    """One channel of a merged legend. The title is empty and the same, or Vega-Lite draws two legends."""
-    return channel(field, title=None, scale=alt.Scale(domain=domain, range=values), sort=None)
-
-
-def _finish(chart: Any, rows: list[dict[str, Any]], columns: int = 2) -> Spec:
-    """House style: one font, one ink, legend below, no background, so that a dark page shows through."""
-    text: Any = {"labelColor": INK, "titleColor": INK, "labelFontSize": 11, "titleFontSize": 11}
-    text |= {"titleFontWeight": "normal", "titlePadding": 9, "labelFont": FONT, "titleFont": FONT}
-    # A browser without that font draws a wider one: room on the left, so that no label is cut.
-    padding = {"left": 64, "right": 12, "top": 5, "bottom": 5}
-    styled = chart.configure(background="transparent", font=FONT, padding=padding)
-    styled = styled.configure_axis(**text, gridColor=GRID, domainColor=INK, tickColor=INK)
-    styled = styled.configure_legend(
-        **text, orient="bottom", columns=columns, columnPadding=40, labelLimit=300, symbolStrokeWidth=2
-    )
-    return {**styled.configure_view(stroke=None).to_dict(), "datasets": {ROWS.name: rows}}
-
-
-def svg(spec: Spec) -> str:
-    """Draw as SVG."""
-    return str(vl_convert.vegalite_to_svg(spec, vl_version=VEGA_LITE))
-
-
-def png(spec: Spec) -> bytes:
-    """Draw as PNG on white, at twice the size, for slides and papers."""
-    spec = {**spec, "config": {**spec["config"], "background": "white"}}
-    return bytes(vl_convert.vegalite_to_png(spec, vl_version=VEGA_LITE, scale=2))

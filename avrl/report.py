@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from avrl import budgets, hypotheses, page, pictures, tables, typeset
+from avrl import budgets, drawing, gallery, hypotheses, page, pictures, tables, typeset
 from avrl.answers import headline, sentences, told
 from avrl.comparison import comparable, mapped, read
 from avrl.errors import NotFoundError
@@ -68,7 +68,9 @@ def write(
     left_out = say("{n} numbers without a protocol fingerprint", n=unmarked.height) if unmarked.height else ""
     compares = [Paired(one, resamples) for one in protocols]
     sections = [
-        _section(folder, one, protocols) if "r2" in one.protocol.scores["metric"] else _untargeted(folder, one, scores)
+        _section(folder, one, protocols, scores)
+        if "r2" in one.protocol.scores["metric"]
+        else _untargeted(folder, one, scores)
         for one in compares
     ]
     seen = [budgets.shown(one, scores, checkpoints) for one in protocols]
@@ -77,24 +79,31 @@ def write(
     cost = budgets.encoders(protocols, checkpoints, ancestors, price)
     trained = tables.training(checkpoints)
     won = winners(compares)
-    for one in (won, judged, cost, *([trained] if checkpoints else [])):
+    singles = (won, judged, cost)
+    for one in (*singles, *([trained] if checkpoints else [])):
         _write_table(folder, one)
     every.write_csv(folder / "scores.csv")
-    head = page.Head(won, judged, cost, budgets.unlike(cost), left_out)
+    head = page.Head(won, judged, cost, budgets.unlike(cost), left_out, gallery.looks(checkpoints))
     html = page.render(head, sections, trained, _logs(folder, checkpoints), scores, checkpoints)
     (folder / PAGE).write_text(html, encoding="utf-8")
     (folder / SUMMARY).write_text(summary(sections, hypotheses.tally(judged), won), encoding="utf-8")
-    shown = [one.numbers for section in sections for one in section.tables if one.name.startswith("differences-")]
-    verdicts = [verdict for numbers in shown for verdict in numbers["verdict"]]
+    order = [*singles, *(one for section in sections for one in section.tables), *([trained] if checkpoints else [])]
     return {
         "scores": len(scores),
         "numbers": every.height,
         "protocols": {one.slug: one.fingerprint for one in protocols},
-        "verdicts": {name: verdicts.count(name) for name in (ABOVE, BELOW, UNDECIDED, tables.NOT_MEASURED)},
+        "verdicts": _tally(sections),
         "hypotheses": hypotheses.tally(judged),
         "answer": list(sections[0].answer),
-        "tables": [one.name for section in sections for one in section.tables] + ["training"] * bool(checkpoints),
+        "tables": [one.name for one in order],
     }
+
+
+def _tally(sections: Sequence[page.Section]) -> dict[str, int]:
+    """How many differences came out how."""
+    shown = [one.numbers for section in sections for one in section.tables if one.name.startswith("differences-")]
+    verdicts = [verdict for numbers in shown for verdict in numbers["verdict"]]
+    return {name: verdicts.count(name) for name in (ABOVE, BELOW, UNDECIDED, tables.NOT_MEASURED)}
 
 
 def _logs(folder: Path, checkpoints: Sequence[Artifact]) -> tuple[page.Picture | None, page.Picture | None]:
@@ -105,7 +114,7 @@ def _logs(folder: Path, checkpoints: Sequence[Artifact]) -> tuple[page.Picture |
     return curves, _draw(folder, "ranks", partial(pictures.ranks, logs), page.NARROW_CURVES) if looked else None
 
 
-def _section(folder: Path, compare: Paired, every: Sequence[Protocol]) -> page.Section:
+def _section(folder: Path, compare: Paired, every: Sequence[Protocol], scores: Sequence[Artifact]) -> page.Section:
     protocol = compare.protocol
     found = [marked(tables.main(protocol), compare), differences(compare), tables.dimensions(protocol)]
     found += [one for one in (tables.training_sets(protocol), percent_below(protocol, compare.resamples)) if one]
@@ -114,6 +123,15 @@ def _section(folder: Path, compare: Paired, every: Sequence[Protocol]) -> page.S
     measured = heads(protocol)["value"].drop_nulls().len()
     forest = partial(pictures.forest, protocol)
     figures = _figures(folder, protocol, every) if measured else {}
+    if arrows := gallery.flows(protocol, scores) if protocol.probe == "flow" else []:
+        caption = say(
+            "Optical flow of a few test pairs: frame t, the flow that was found in it, and what each probe predicts; "
+            "a wedge points where its place moves to and is as long as it moves far, {px} px for the longest.",
+            px=f"{max(one.get('length', 0.0) for one in arrows):.1f}",
+        )
+        figures[caption] = _draw(
+            folder, f"flows-{protocol.slug}", partial(gallery.draw_flows, arrows), page.NARROW_CURVES
+        )
     return page.Section(
         protocol=protocol,
         answer=sentences(protocol, found[1]),
@@ -153,7 +171,7 @@ def _untargeted(folder: Path, compare: Paired, scores: Sequence[Artifact]) -> pa
     protocol = compare.protocol
     main = marked(tables.main(protocol), compare)
     _write_table(folder, main)
-    points = mapped(protocol, scores)
+    points, slug = mapped(protocol, scores), protocol.slug
     return page.Section(
         protocol=protocol,
         answer=told(protocol),
@@ -161,7 +179,8 @@ def _untargeted(folder: Path, compare: Paired, scores: Sequence[Artifact]) -> pa
         tables=[main],
         facts=page.protocol_facts(protocol),
         notes=page.notes(protocol),
-        maps=_draw(folder, f"maps-{protocol.slug}", partial(pictures.maps, points), page.NARROW) if points else None,
+        maps=_draw(folder, f"maps-{slug}", partial(gallery.draw_maps, points, slug), page.NARROW) if points else None,
+        frames=gallery.frames(points, slug),
     )
 
 
@@ -171,12 +190,12 @@ def _write_table(folder: Path, table: Table) -> None:
     (folder / f"{table.name}.tex").write_text(typeset.latex(table), encoding="utf-8")
 
 
-def _draw(folder: Path, name: str, spec: Callable[[int], pictures.Spec], narrow: int) -> page.Picture:
+def _draw(folder: Path, name: str, spec: Callable[[int], drawing.Spec], narrow: int) -> page.Picture:
     drawn = spec(page.WIDE)
-    wide = pictures.svg(drawn)
+    wide = drawing.svg(drawn)
     (folder / f"{name}.svg").write_text(wide, encoding="utf-8")
-    (folder / f"{name}.png").write_bytes(pictures.png(drawn))
-    return page.picture(wide, pictures.svg(spec(narrow)), name)
+    (folder / f"{name}.png").write_bytes(drawing.png(drawn))
+    return page.picture(wide, drawing.svg(spec(narrow)), name)
 
 
 def summary(sections: Sequence[page.Section], verdicts: Sequence[str], won: Table) -> str:

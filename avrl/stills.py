@@ -70,3 +70,12 @@ def fitted(picture_HWC: np.ndarray, view: View) -> np.ndarray:
     box = view.box(picture_HWC.shape[1], picture_HWC.shape[0])
     size = (view.image_size, view.image_size)
     return np.asarray(Image.fromarray(picture_HWC).resize(size, Image.Resampling.BOX, box))
+
+
+def thumbnail(frame_HWC: np.ndarray, side: int) -> bytes:
+    """A frame, uint8 (H, H, 3), as a small JPEG of `side` px."""
+    from PIL import Image
+
+    content = io.BytesIO()
+    Image.fromarray(frame_HWC).resize((side, side), Image.Resampling.BOX).save(content, "JPEG", quality=75)
+    return content.getvalue()

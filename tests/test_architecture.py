@@ -36,7 +36,7 @@ LAYERS = {
         avrl.training avrl.watch avrl.machine avrl.remoterun avrl.sync
         avrl.features avrl.probing avrl.flow avrl.flow_labels avrl.flow_verdict avrl.order avrl.clusters
         avrl.words avrl.comparison avrl.tables avrl.effects avrl.convergence avrl.hypotheses avrl.budgets avrl.leaders
-        avrl.verdicts avrl.answers avrl.pictures avrl.typeset avrl.page avrl.contrast
+        avrl.verdicts avrl.answers avrl.drawing avrl.pictures avrl.gallery avrl.typeset avrl.page avrl.contrast
         avrl.report
     """,
     "nouns": """

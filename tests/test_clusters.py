@@ -146,7 +146,7 @@ def test_the_grid_is_scored_only_if_asked_for_and_a_collapsed_code_is_no_acciden
 def test_the_map_has_a_point_a_vector_and_keeps_tasks_apart_that_are(frames, tmp_path):
     run(frames, tmp_path, of_task)
     points = pl.read_parquet(tmp_path / "points.parquet")
-    assert points.columns == ["episode_index", "frame_index", "task", "x", "y", "readout"]
+    assert points.columns == ["episode_index", "frame_index", "task", "x", "y", "readout", "picture"]
     assert len(points) == 240
     centres = points.group_by("task").agg(pl.col("x", "y").mean(), spread=pl.col("x").std() + pl.col("y").std())
     xy = centres.select("x", "y").to_numpy()

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 from scored import FLOORS, Row, Training, demo, score, train
 
-from avrl import pictures, report, tables
+from avrl import drawing, pictures, report, tables
 from avrl.cache import Cache
 from avrl.comparison import comparable, read
 from avrl.errors import NotFoundError
@@ -131,7 +131,7 @@ def test_held_out_skill_stands_beside_training_skill_and_ranks_below(tmp_path, o
     assert points.select("checkpoint", "samples").rows() == [(looked.ref, 24 * step) for step in range(100, 501, 100)]
     end = rows.filter(checkpoint=looked.ref, samples=24 * 500)
     assert end.filter(quantity="skill")["value"].to_list() == end.filter(quantity="held_out_skill")["value"].to_list()
-    words = pictures.svg(pictures.ranks(logs))
+    words = drawing.svg(pictures.ranks(logs))
     assert all(title in words for title in pictures.RANKS.values())
     report.write(out, score(Cache(tmp_path), Row()), [plain], 200)
     assert not (out / "ranks.png").exists()
@@ -146,7 +146,7 @@ def test_a_forest_of_many_rows_shows_one_readout_an_encoder_and_says_so(tmp_path
     spec = pictures.forest(protocol)
     labels = [one["label"] for one in spec["datasets"]["rows"]]
     assert labels == [f"e{i:02d} · cls" for i in range(12)] + ["mean"]
-    assert "13 of 61 rows, one readout an encoder" in pictures.svg(spec)
+    assert "13 of 61 rows, one readout an encoder" in drawing.svg(spec)
     shown = pictures.forest(replace(protocol, scores=protocol.scores.filter(pl.col("encoder") < "e06")))
     assert len(shown["datasets"]["rows"]) == 30
     assert "title" not in shown

@@ -11,7 +11,7 @@ from made import features_of, frame_store
 from scored import FLOORS, Row
 from scored import score as scored
 
-from avrl import clusters, order, pictures, report
+from avrl import clusters, gallery, order, report
 from avrl.cache import Cache
 from avrl.comparison import comparable, mapped, read
 from avrl.config import Opt
@@ -80,12 +80,12 @@ def test_a_map_is_drawn_of_the_artifact_that_made_it_and_told_apart_without_colo
     points = mapped(protocol, made[0])
     assert list(points) == ["blind · cls", "knowing · cls"]
     assert all(len(one) == 15 * 6 for one in points.values())
-    spec = pictures.maps(points)
+    spec = gallery.draw_maps(points, "s")
     shapes = spec["spec"]["encoding"]["shape"]["scale"]
     assert shapes["domain"] == ["task 0", "task 1", "task 2"]
     assert len(set(shapes["range"])) == 3
     one = points["blind · cls"]
     many = {"a": one.with_columns(task=pl.Series([str(n) for n in range(len(one))]))}
-    shapes = pictures.maps(many)["spec"]["encoding"]["shape"]["scale"]
-    assert shapes["domain"][-1] == pictures.REST
-    assert len(set(shapes["range"])) == len(shapes["range"]) == len(pictures.MARKS) + 1
+    shapes = gallery.draw_maps(many, "s")["spec"]["encoding"]["shape"]["scale"]
+    assert shapes["domain"][-1] == gallery.REST
+    assert len(set(shapes["range"])) == len(shapes["range"]) == len(gallery.MARKS) + 1
