@@ -7,6 +7,7 @@ them, by their hexadecimal value, for lighter ones (`NIGHT`).
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import altair as alt
@@ -40,6 +41,7 @@ RANKS = {"rank_cls": "rank of CLS (directions)", "rank_patches": "rank of patche
 FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
 MOST_ROWS = 40  # a forest; more cannot be read
 MOST_POINTS = 400  # a curve; more cannot be seen and would swell the page
+ALL_POINTS = 4000  # of a quantity: dozens of curves took seconds to draw
 MOST_DOTS = 200  # a map
 VEGA_LITE = "6.1"
 ROWS = alt.NamedData("rows")  # put in at the end: altair copies and validates what it holds, for seconds
@@ -132,13 +134,13 @@ def maps(points: Mapping[str, pl.DataFrame], width: int = 640) -> Spec:
 
 def _rows(logs: Mapping[str, pl.DataFrame], quantities: Iterable[str]) -> list[dict[str, Any]]:
     """Logs in long form, without what was not measured, thinned evenly to what can be seen; the last row stays."""
-    found = []
+    found, most = [], min(MOST_POINTS, ALL_POINTS // max(1, len(logs)))
     for name, log in logs.items():
         for quantity in quantities:
             if quantity in log.columns:
                 value = pl.col(quantity).cast(pl.Float64).fill_nan(None)
                 rows = log.select("samples", value=value).drop_nulls().reverse()
-                kept = rows.gather_every(max(1, rows.height // MOST_POINTS)).reverse()
+                kept = rows.gather_every(max(1, rows.height // most)).reverse()
                 found.append(kept.with_columns(quantity=pl.lit(quantity), checkpoint=pl.lit(name)))
     return pl.concat(found).to_dicts() if found else []
 
@@ -210,7 +212,7 @@ def svg(spec: Spec) -> str:
     return str(vl_convert.vegalite_to_svg(spec, vl_version=VEGA_LITE))
 
 
-def png(spec: Spec) -> bytes:
-    """Draw as PNG on white, at twice the size, for slides and papers."""
-    spec = {**spec, "config": {**spec["config"], "background": "white"}}
-    return bytes(vl_convert.vegalite_to_png(spec, vl_version=VEGA_LITE, scale=2))
+def png(svg: str) -> bytes:
+    """The same drawing on white, at twice the size, for slides and papers."""
+    paper = re.sub(r"<svg[^>]*>", r'\g<0><rect width="100%" height="100%" fill="white"/>', svg, count=1)
+    return bytes(vl_convert.svg_to_png(paper, scale=2))

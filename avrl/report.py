@@ -115,10 +115,9 @@ def _write_table(folder: Path, table: Table) -> None:
 
 
 def _draw(folder: Path, name: str, spec: Callable[[int], pictures.Spec], narrow: int) -> page.Picture:
-    drawn = spec(page.WIDE)
-    wide = pictures.svg(drawn)
+    wide = pictures.svg(spec(page.WIDE))
     (folder / f"{name}.svg").write_text(wide, encoding="utf-8")
-    (folder / f"{name}.png").write_bytes(pictures.png(drawn))
+    (folder / f"{name}.png").write_bytes(pictures.png(wide))
     return page.picture(wide, pictures.svg(spec(narrow)), name)
 
 

@@ -52,10 +52,10 @@ class Measured(NamedTuple):
 def differences(protocol: Protocol, resamples: int = N_RESAMPLES) -> Table:
     """Headline R2 of each pretrained row minus its untrained twin, the pixel floor, the best outside row."""
     rows = heads(protocol).to_dicts()
-    compare = Comparison(protocol.episodes, resamples)
     splits = [WHOLE] + [UNSEEN] * (not protocol.scores.filter(split=UNSEEN).is_empty())
     moving = protocol.scores.filter(pl.col("value").is_not_null(), group=protocol.group, metric="r2")
     dims = {split: tuple(sorted(set(moving.filter(split=split)["dimension"]) - {"mean"})) for split in splits}
+    compare = Comparison(protocol.episodes.filter(pl.col("dimension").is_in(dims[WHOLE])), resamples)
     found = [
         _entry(row, split, against, other, note or compare(row, other, split, dims[split]))
         for split in splits
