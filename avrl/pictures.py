@@ -42,6 +42,7 @@ SHARES = ("1%", "10%")
 MOST_LINES = 12  # in one figure
 MOST_ROWS = 40  # a forest; more cannot be read
 MOST_POINTS = 400  # a curve; more cannot be seen and would swell the page
+ALL_POINTS = 4000  # of a quantity: dozens of curves took seconds to draw
 
 
 def forest(protocol: Protocol, width: int = 640) -> Spec:
@@ -173,13 +174,13 @@ def ranks(logs: Mapping[str, pl.DataFrame], width: int = 640) -> Spec:
 
 def _rows(logs: Mapping[str, pl.DataFrame], quantities: Iterable[str]) -> list[dict[str, Any]]:
     """Logs in long form, without what was not measured, thinned evenly to what can be seen; the last row stays."""
-    found = []
+    found, most = [], min(MOST_POINTS, ALL_POINTS // max(1, len(logs)))
     for name, log in logs.items():
         for quantity in quantities:
             if quantity in log.columns:
                 value = pl.col(quantity).cast(pl.Float64).fill_nan(None)
                 rows = log.select("samples", value=value).drop_nulls().reverse()
-                kept = rows.gather_every(max(1, rows.height // MOST_POINTS)).reverse()
+                kept = rows.gather_every(max(1, rows.height // most)).reverse()
                 found.append(kept.with_columns(quantity=pl.lit(quantity), checkpoint=pl.lit(name)))
     return pl.concat(found).to_dicts() if found else []
 

@@ -65,7 +65,6 @@ def write(
     protocols = comparable(every.filter(pl.col("fingerprint") != ""), episodes)
     if not protocols:
         raise NotFoundError("no score names its protocol", "remove the scores and probe again")
-    left_out = say("{n} numbers without a protocol fingerprint", n=unmarked.height) if unmarked.height else ""
     compares = [Paired(one, resamples) for one in protocols]
     sections = [
         _section(folder, one, protocols, scores)
@@ -83,7 +82,7 @@ def write(
     for one in (*singles, *([trained] if checkpoints else [])):
         _write_table(folder, one)
     every.write_csv(folder / "scores.csv")
-    head = page.Head(won, judged, cost, budgets.unlike(cost), left_out, gallery.looks(checkpoints))
+    head = page.Head(won, judged, cost, budgets.unlike(cost), _left_out(unmarked), gallery.looks(checkpoints))
     html = page.render(head, sections, trained, _logs(folder, checkpoints), scores, checkpoints)
     (folder / PAGE).write_text(html, encoding="utf-8")
     (folder / SUMMARY).write_text(summary(sections, hypotheses.tally(judged), won), encoding="utf-8")
@@ -97,6 +96,10 @@ def write(
         "answer": list(sections[0].answer),
         "tables": [one.name for one in order],
     }
+
+
+def _left_out(unmarked: pl.DataFrame) -> str:
+    return say("{n} numbers without a protocol fingerprint", n=unmarked.height) if unmarked.height else ""
 
 
 def _tally(sections: Sequence[page.Section]) -> dict[str, int]:
@@ -191,10 +194,9 @@ def _write_table(folder: Path, table: Table) -> None:
 
 
 def _draw(folder: Path, name: str, spec: Callable[[int], drawing.Spec], narrow: int) -> page.Picture:
-    drawn = spec(page.WIDE)
-    wide = drawing.svg(drawn)
+    wide = drawing.svg(spec(page.WIDE))
     (folder / f"{name}.svg").write_text(wide, encoding="utf-8")
-    (folder / f"{name}.png").write_bytes(drawing.png(drawn))
+    (folder / f"{name}.png").write_bytes(drawing.png(wide))
     return page.picture(wide, drawing.svg(spec(narrow)), name)
 
 

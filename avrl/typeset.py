@@ -46,9 +46,11 @@ _LATEX = {
 }
 _NUMBER = re.compile(r"([+-]?[\d.,]+%?)( \[[-+\d., ]*\])?( .*)?")  # and what stands behind it: its interval, words
 _BEST, _TIED = "best", "tied"  # how a cell ends that is marked
-_PAGE = 40  # rows; more go over pages
+_PAGE = 30  # rows, some of two lines; more go over pages
 # Points: a line of LaTeX's article, a column's margins, a character of \scriptsize, one of an interval in \tiny.
-_LINE, _MARGIN, _CHARACTER, _SMALL = 345, 6, 4.0, 3.1
+_LINE, _MARGIN, _CHARACTER, _SMALL = 345, 6, 4.2, 3.1
+_PROSE = 130  # points; a column of sentences is broken into lines
+_FIRST, _TITLE = 104, 13  # points that the first column may take, characters of a title; beyond that they are broken
 
 
 def markdown(table: Table) -> str:
@@ -76,7 +78,7 @@ def latex(table: Table) -> str:
     """
     parts = _parts(table.view)
     legend = say(" Bold: best; underlined: tied with it.") * _is_marked(table)
-    found = [r"% needs \usepackage{booktabs,longtable}; Korean needs kotex"]
+    found = [r"% needs \usepackage{array,booktabs,longtable}; Korean needs kotex"]
     for number, names in enumerate(parts, 1):
         part = say(" Part {number} of {all}.", number=number, all=len(parts)) if len(parts) > 1 else ""
         text = escape_latex(f"{table.title}. {table.caption}{legend}{part}")
@@ -88,14 +90,21 @@ def latex(table: Table) -> str:
 def _set(view: pl.DataFrame, caption: str) -> str:
     """One table of LaTeX: a float, or one that goes over pages."""
     names, *cells = _rows(view)
-    head = " & ".join(escape_latex(one) for one in names)
+    titles = (r"\\".join(map(escape_latex, _broken(one))) for one in names)
+    head = " & ".join(f"\\shortstack[l]{{{one}}}" for one in titles)
     rows = [[escape_latex(row[0]), *(_in_latex(one) for one in row[1:])] for row in cells]
     body = "\n".join(" & ".join(row) + r" \\" for row in rows)
     header = f"\\toprule\n{head} \\\\\n\\midrule\n"
-    style, columns = f"\\scriptsize\\setlength{{\\tabcolsep}}{{{_MARGIN / 2:.0f}pt}}", "l" * view.width
+    style = f"\\scriptsize\\setlength{{\\tabcolsep}}{{{_MARGIN / 2:.0f}pt}}"
+    first = min(_FIRST, max(map(_width, [view.columns[0], *map(str, view.to_series())])))
+    widths = [first, *(max(map(_width, map(str, view[name])), default=0) for name in view.columns[1:])]
+    columns = "".join(
+        f">{{\\raggedright\\arraybackslash}}p{{{min(width, _PROSE):.0f}pt}}" if not place or width > _PROSE else "l"
+        for place, width in enumerate(widths)
+    )
     if len(rows) <= _PAGE:
         inner = f"\\begin{{tabular}}{{{columns}}}\n{header}{body}\n\\bottomrule\n\\end{{tabular}}"
-        return f"\\begin{{table}}\n\\centering{style}\n{caption}\n{inner}\n\\end{{table}}"
+        return f"\\begin{{table}}\n\\centering{style}\n{caption}\\smallskip\n\n{inner}\n\\end{{table}}"
     header = f"{caption}\\\\\n{header}\\endfirsthead\n{header}\\endhead\n"
     return f"{{{style}\n\\begin{{longtable}}{{{columns}}}\n{header}{body}\n\\bottomrule\n\\end{{longtable}}}}"
 
@@ -111,15 +120,27 @@ def _in_latex(text: str) -> str:
 
 
 def _parts(view: pl.DataFrame) -> list[list[str]]:
-    """Column names by table, so that none is wider than a line; the first column is in each."""
+    """Column names by table, so that none is wider than a line; what tells one row from another is in each."""
     first, *names = view.columns
-    widths = {name: max(_width(name), *map(_width, map(str, view[name])), 0) for name in view.columns}
+    twice = view.select(first).is_duplicated().any()
+    keys = [first, *[one for one in names if twice and not view.select(first, one).is_duplicated().any()][:1]]
+    widths = {name: max(map(_width, [*_broken(name), *map(str, view[name])])) for name in view.columns}
+    widths = {name: min(width, _PROSE + _MARGIN) for name, width in widths.items()}
+    widths[first] = min(_FIRST, widths[first]) + _MARGIN
     parts: list[list[str]] = [[]]
     for name in names:
-        if parts[-1] and sum(widths[one] for one in (first, *parts[-1], name)) > _LINE:
+        here = dict.fromkeys([*keys, *parts[-1], name])
+        if parts[-1] and sum(widths[one] for one in here) > _LINE:
             parts.append([])
         parts[-1].append(name)
-    return [[first, *part] for part in parts]
+    return [list(dict.fromkeys([first, *(one for one in keys if one not in part), *part])) for part in parts]
+
+
+def _broken(title: str) -> list[str]:
+    """A title, in two lines if it is long, broken at the space nearest to its middle."""
+    spaces = [at for at, char in enumerate(title) if char == " "] if len(title) > _TITLE else []
+    at = min(spaces, key=lambda one: abs(one - len(title) / 2), default=len(title))
+    return [one for one in (title[:at], title[at + 1 :]) if one] or [""]
 
 
 def _width(text: str) -> float:

@@ -20,7 +20,9 @@ HOSTILE = (
     "0 [\\input{x}] best",
 )
 CELLS = ("0.330 [0.240, 0.380] best", "-0.100 [-0.200, 0.001] tied", "not measured: 50% of_it", "+12.0% [+1, +2] pass")
-DOCUMENT = "\\documentclass{{article}}\\usepackage{{booktabs,longtable}}\\begin{{document}}\n{}\\end{{document}}\n"
+DOCUMENT = (
+    "\\documentclass{{article}}\\usepackage{{array,booktabs,longtable}}\\begin{{document}}\n{}\\end{{document}}\n"
+)
 
 
 def table(names, columns=9):
@@ -30,13 +32,17 @@ def table(names, columns=9):
 
 def structure(text):
     """Environments and braces opened and closed in order; the cells of each row, by environment."""
+    text = re.sub(r"\\shortstack\[l\]\{(.*?)\}(?= &| \\\\)", lambda title: title[1].replace("\\\\", " "), text)
     text = re.sub(r"(?<!\\)%.*", "", text).replace("\\\\", "\n")
     stack, tables = [], []
-    for token in re.finditer(r"\\begin\{(\w+)\}(?:\{(l+)\})?|\\end\{(\w+)\}|\\[^\w\s]|\\\w+|[{}&\n]", text):
+    for token in re.finditer(
+        r"\\begin\{(\w+)\}(?:\{>\{\\raggedright\\arraybackslash\}p\{\d+pt\}(l*)\})?|\\end\{(\w+)\}|\\[^\w\s]|\\\w+|[{}&\n]",
+        text,
+    ):
         begun, columns, ended = token.groups()
         if begun:
             stack.append(begun)
-            tables += [(begun, len(columns), [0])] if columns else []
+            tables += [(begun, len(columns) + 1, [0])] if columns is not None else []
         elif ended:
             assert stack.pop() == ended
         elif token[0] == "{":
@@ -74,6 +80,13 @@ def test_best_and_tied_are_seen_in_each_format():
     assert r"| a best | **0.330** \[0.240, 0.380\] | *-0.100* \[-0.200, 0.001\] | not measured: 50% of\_it |" in md
     assert "Bold: best; italic: tied with it." in md
     assert "Bold" not in latex(table(["a"], 0)) + markdown(table(["a"], 0))
+
+
+def test_rows_of_one_name_are_told_apart_in_every_part():
+    view = table(["same", "same"], 5).view.with_columns(pl.Series("test tasks", ["all", "unseen"]))
+    text = latex(Table("main-a", "Scores", "", view, view))
+    assert text.count("Part ") == text.count("& unseen") == text.count("& all") > 1
+    assert text.count("Part ") == text.count("same &") / 2
 
 
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="no LaTeX here: the tables are not set by it")
