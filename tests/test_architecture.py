@@ -25,7 +25,7 @@ PACKAGES = ("avrl", "avrl_cli")
 LAYERS = {
     "command line": """
         avrl_cli avrl_cli.app avrl_cli.errors avrl_cli.options avrl_cli.output
-        avrl_cli.fetch avrl_cli.prep avrl_cli.pretrain avrl_cli.probe avrl_cli.report
+        avrl_cli.fetch avrl_cli.prep avrl_cli.pretrain avrl_cli.probe avrl_cli.report avrl_cli.holdings avrl_cli.why
     """,
     "stages": """
         avrl.stages avrl.stages.features avrl.stages.flow avrl.stages.fetch avrl.stages.prep avrl.stages.pretrain
@@ -35,7 +35,8 @@ LAYERS = {
         avrl.averaging avrl.checkpoint avrl.cost avrl.curve avrl.export avrl.launch_script avrl.looks avrl.ranks
         avrl.training avrl.watch avrl.machine avrl.remoterun avrl.sync
         avrl.features avrl.probing avrl.flow avrl.flow_labels avrl.flow_verdict avrl.order avrl.clusters
-        avrl.words avrl.comparison avrl.tables avrl.verdicts avrl.answers avrl.pictures avrl.typeset avrl.page avrl.report
+        avrl.words avrl.comparison avrl.tables avrl.verdicts avrl.answers avrl.pictures avrl.typeset avrl.page
+        avrl.report avrl.lineage avrl.cells avrl.holdings
     """,
     "nouns": """
         avrl.episodes avrl.frames avrl.plan avrl.packing avrl.workers avrl.pairs avrl.augment avrl.store
