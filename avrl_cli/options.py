@@ -93,9 +93,9 @@ def verb(config: type[Any] | None) -> Callable[[Callable[..., None]], Callable[.
 
 def _require_behind(ctx: typer.Context, word: str) -> None:
     """Refuse options before the word of a second verb, which they would not reach."""
-    for name in ctx.params:
-        if ctx.get_parameter_source(name).name == "COMMANDLINE":  # type: ignore[union-attr]
-            flag = f"--{name.replace('_', '-')}"
+    for one in ctx.command.params:
+        if ctx.get_parameter_source(str(one.name)).name == "COMMANDLINE":  # type: ignore[union-attr]
+            flag = one.opts[0]
             raise ConfigError(
                 f"{flag} stands before {word!r} and would not reach it", f"type: {ctx.command_path} {word} {flag}"
             )
