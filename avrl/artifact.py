@@ -27,6 +27,7 @@ SCRATCH = "scratch"  # a build's own temporary files; never published
 LOOKS = "looks"  # how a build was watched: published, listed and verified, but no part of what came out
 # Names under which `write_durably` and zarr write a file before it gets its own.
 LITTER = re.compile(r"\..+\.\d+\.tmp|.+\.[0-9a-f]{32}\.partial")
+KINDS = {**dict.fromkeys(["config", "runtime", "facts", "packages"], dict), "licence": list, "seconds": int | float}
 LOST = (errno.EIO, errno.ENOSPC, errno.EDQUOT)  # what a refused fsync must not hide
 
 
@@ -222,14 +223,25 @@ def load(root: Path) -> Artifact:
         values["inputs"] = [Input(**one) for one in values["inputs"]]
         values["files"] = [File(**one) for one in values["files"]]
         manifest = Manifest(**values)
+        _require_kinds(manifest)
         inputs = {one.role: one.digest for one in manifest.inputs}
         if manifest.digest != digest_of(manifest.files):
             raise ValueError("its digest is not that of its files")
         if manifest.key != key_of(manifest.stage, manifest.version, manifest.config, inputs):
             raise ValueError("its key is not that of its request")
         return Artifact(root, manifest)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise IntegrityError(f"{root / MANIFEST} is damaged: {error}", f"remove it with: rm -r {root}") from error
+
+
+def _require_kinds(manifest: Manifest) -> None:
+    """Refuse values that no build writes, before somebody reckons with them."""
+    texts = [text for one in manifest.inputs for text in (one.role, one.ref, one.digest)]
+    wrong = [name for name, kind in KINDS.items() if not isinstance(getattr(manifest, name), kind)]
+    wrong += ["inputs"] * (not all(isinstance(one, str) for one in texts))
+    wrong += ["files"] * (not all(isinstance(one.bytes, int) for one in manifest.files))
+    if wrong:
+        raise TypeError(f"{wrong[0]} is of another kind")
 
 
 def verify(artifact: Artifact) -> None:

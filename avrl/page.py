@@ -6,11 +6,10 @@ goes through the template's autoescaping. Nothing depends on the clock: same sco
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jinja2
 import polars as pl
@@ -21,6 +20,7 @@ from avrl.comparison import UNSEEN, WHOLE
 from avrl.effects import FAIL, NOT_COMPARABLE, PASS
 from avrl.gallery import pointing
 from avrl.leaders import BEST, BETTER, TIED, WORSE
+from avrl.lineage import properties
 from avrl.tables import NOT_MEASURED, UNDEFINED
 from avrl.verdicts import ABOVE, BELOW, UNDECIDED
 from avrl.words import say, spoken
@@ -154,8 +154,8 @@ def render(
     """
     artifacts = list({one.ref: one for one in (*scores, *checkpoints, *ancestors)}.values())
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
-    environment.globals |= {"say": say, "spoken": spoken}
-    environment.filters |= {"figure": _figure, "pairs": _pairs, "slug": lambda text: text.replace(" ", "-")}
+    environment.globals |= {"say": say, "spoken": spoken, "properties": properties}
+    environment.filters |= {"figure": _figure, "slug": lambda text: text.replace(" ", "-")}
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         head=head,
         sections=sections,
@@ -239,9 +239,3 @@ def _number(text: str, place: str) -> Markup:
     shown = Markup('<a href="#{}">{}</a>').format(place, found[1]) if place else escape(found[1])
     shown += Markup(" <i>{}</i>").format(found[2]) if found[2] else ""
     return shown + text[found.end() :]
-
-
-def _pairs(values: Mapping[str, Any]) -> str:
-    """A flat mapping on one line."""
-    shown = {name: value if isinstance(value, str) and value else json.dumps(value) for name, value in values.items()}
-    return ", ".join(f"{name} = {shown[name]}" for name in sorted(shown))

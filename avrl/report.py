@@ -83,7 +83,7 @@ def write(
         _write_table(folder, one)
     every.write_csv(folder / "scores.csv")
     head = page.Head(won, judged, cost, budgets.unlike(cost), _left_out(unmarked), gallery.looks(checkpoints))
-    html = page.render(head, sections, trained, _logs(folder, checkpoints), scores, checkpoints)
+    html = page.render(head, sections, trained, _logs(folder, checkpoints), scores, checkpoints, ancestors)
     (folder / PAGE).write_text(html, encoding="utf-8")
     (folder / SUMMARY).write_text(summary(sections, hypotheses.tally(judged), won), encoding="utf-8")
     order = [*singles, *(one for section in sections for one in section.tables), *([trained] if checkpoints else [])]

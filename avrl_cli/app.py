@@ -21,8 +21,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
-for module in (fetch, prep, pretrain, probe, report):
+for module in (fetch, prep, pretrain, probe):
     app.command(module.NAME)(module.command)
+app.add_typer(report.app, name=report.NAME)
 
 
 def _version(asked: bool) -> None:

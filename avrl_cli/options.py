@@ -48,18 +48,25 @@ LIKE = Annotated[
 ]
 
 
-def verb(config: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Make a Typer command of ``function(session, config, **own parameters)``."""
+def verb(config: type[Any] | None) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a Typer command of ``function(session, config, **own parameters)``; without a config it makes nothing."""
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
-        own = list(inspect.signature(function, eval_str=True).parameters.values())[2:]
-        fields = [field for field in fields_of(config) if not field.opt.hidden]
+        own = list(inspect.signature(function, eval_str=True).parameters.values())[2 if config else 1 :]
+        fields = [field for field in fields_of(config) if not field.opt.hidden] if config else []
 
         @functools.wraps(function)
         def command(ctx: typer.Context, **given: Any) -> None:
+            if ctx.invoked_subcommand:
+                _require_behind(ctx, ctx.invoked_subcommand)
+                return
             common = {name: given.pop(name) for name in COMMON}
             told = {name: common[name] for name in ("cache", "dry_run", "json", "quiet")}  # the rest is read from argv
-            session = Session(verb=str(ctx.info_name), **told)
+            session = Session(verb=ctx.command_path.partition(" ")[2] or str(ctx.info_name), **told)
+            if config is None:
+                function(session, **given)
+                session.close()
+                return
             like = given.pop("like")
             values = _saved(like, config) if like else {}
             for field in fields:
@@ -72,7 +79,7 @@ def verb(config: type[Any]) -> Callable[[Callable[..., None]], Callable[..., Non
         context = inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
         parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own]
         parameters += [_option(field) for field in fields]
-        parameters.append(inspect.Parameter("like", context.kind, default=None, annotation=LIKE))
+        parameters += [inspect.Parameter("like", context.kind, default=None, annotation=LIKE)] if config else []
         parameters += [
             inspect.Parameter(name, context.kind, default=default, annotation=annotation)
             for name, (annotation, default) in COMMON.items()
@@ -82,6 +89,16 @@ def verb(config: type[Any]) -> Callable[[Callable[..., None]], Callable[..., Non
         return command
 
     return decorate
+
+
+def _require_behind(ctx: typer.Context, word: str) -> None:
+    """Refuse options before the word of a second verb, which they would not reach."""
+    for one in ctx.command.params:
+        if ctx.get_parameter_source(str(one.name)).name == "COMMANDLINE":  # type: ignore[union-attr]
+            flag = one.opts[0]
+            raise ConfigError(
+                f"{flag} stands before {word!r} and would not reach it", f"type: {ctx.command_path} {word} {flag}"
+            )
 
 
 def _saved(like: Path, config: type[Any]) -> dict[str, Any]:

@@ -36,6 +36,11 @@ def set_up_talk(argv: list[str]) -> None:
         os.environ[QUIET] = "1"
 
 
+def printable(text: str) -> str:
+    """A name from outside as one line that cannot drive the terminal: no control or format characters."""
+    return "".join(char if char.isprintable() else "\ufffd" for char in text)
+
+
 @dataclass
 class Session:
     """One run of one verb: its options, its cache, and what it has to say."""

@@ -8,8 +8,11 @@ import typer
 
 from avrl.errors import ConfigError, NotFoundError
 from avrl.stages.report import PAGE, STAGE, SUMMARY, ReportConfig, inputs, only
+from avrl.words import speaking
+from avrl_cli import holdings
 from avrl_cli.options import listed, verb
 from avrl_cli.output import Session
+from avrl_cli.why import explain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,10 +20,12 @@ if TYPE_CHECKING:
     from avrl.artifact import Artifact
 
 NAME = "report"
+app = typer.Typer(invoke_without_command=True)
 
 Format = Literal["html", "md", "csv", "tex", "json"]
 
 
+@app.callback()
 @verb(ReportConfig)
 def command(
     session: Session,
@@ -42,21 +47,33 @@ def command(
             help="On stdout: a summary, and a page in the cache (html); all tables (md, tex); all scores (csv, json)",
         ),
     ] = "html",
+    why: Annotated[
+        str | None,
+        typer.Option(help="Say where one number is from, as in 'two-stream cls position R2'; makes no report"),
+    ] = None,
 ) -> None:
     """Make tables, pictures and one self-contained page of all scores in the cache."""
     if session.json and form != "html":
         raise ConfigError(f"--json and --format {form} both want stdout", "leave out one")
     session.listing = form == "html"
     if compare:
-        _contrast(session, config, compare, listed(some or []), form)
+        with speaking(config.lang):
+            _contrast(session, config, compare, listed(some or []), form)
         return
     scores = session.store.artifacts("scores")
     if not scores:
         raise NotFoundError(f"no scores in {session.cache}", "make some with: avrl probe bridge --encoder dinov2")
     scores = only(scores, listed(some or []))
+    if why is not None:
+        explain(session, scores, why)
+        return
+    from avrl.lineage import Stock, ancestry, held
+
     checkpoints = session.store.artifacts("checkpoints")
+    stock = Stock(held(session.store)[0])
+    ancestors = [parent for parents in ancestry([*scores, *checkpoints], stock).values() for parent in parents]
     expect = f"{len(scores)} scores and {len(checkpoints)} checkpoints, some seconds, under 5 MB"
-    made = session.run(STAGE, config, inputs(scores, checkpoints), expect)
+    made = session.run(STAGE, config, inputs(scores, checkpoints, ancestors), expect)
     if made is None or session.dry_run:
         return
     session.document["answer"] = made.manifest.facts["answer"]
@@ -96,3 +113,6 @@ def _contrast(session: Session, config: ReportConfig, compare: tuple[str, str], 
         session.tell(as_text[form](found.table).removesuffix("\n"))
     else:
         session.tell(numbers.write_csv().removesuffix("\n") if form == "csv" else numbers.write_json())
+
+
+app.command(holdings.NAME)(holdings.command)

@@ -25,7 +25,7 @@ PACKAGES = ("avrl", "avrl_cli")
 LAYERS = {
     "command line": """
         avrl_cli avrl_cli.app avrl_cli.errors avrl_cli.options avrl_cli.output
-        avrl_cli.fetch avrl_cli.prep avrl_cli.pretrain avrl_cli.probe avrl_cli.report
+        avrl_cli.fetch avrl_cli.prep avrl_cli.pretrain avrl_cli.probe avrl_cli.report avrl_cli.holdings avrl_cli.why
     """,
     "stages": """
         avrl.stages avrl.stages.features avrl.stages.flow avrl.stages.fetch avrl.stages.prep avrl.stages.pretrain
@@ -37,7 +37,7 @@ LAYERS = {
         avrl.features avrl.probing avrl.flow avrl.flow_labels avrl.flow_verdict avrl.order avrl.clusters
         avrl.words avrl.comparison avrl.tables avrl.effects avrl.convergence avrl.hypotheses avrl.budgets avrl.leaders
         avrl.verdicts avrl.answers avrl.drawing avrl.pictures avrl.gallery avrl.typeset avrl.page avrl.contrast
-        avrl.report
+        avrl.lineage avrl.cells avrl.holdings avrl.report
     """,
     "nouns": """
         avrl.episodes avrl.frames avrl.plan avrl.packing avrl.workers avrl.pairs avrl.augment avrl.store

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from avrl.artifact import Artifact
 
-SCORES, CHECKPOINTS = "scores", "checkpoint"
+SCORES, CHECKPOINTS, ANCESTORS = "scores", "checkpoint", "ancestor"
 PAGE, SUMMARY = "report.html", "summary.txt"
 
 
@@ -39,10 +39,14 @@ class ReportConfig:
             raise ConfigError(f"price={self.price} is less than nothing")
 
 
-def inputs(scores: Sequence[Artifact], checkpoints: Sequence[Artifact]) -> dict[str, Artifact]:
-    """The stage's inputs: roles numbered in the order of the references."""
+def inputs(
+    scores: Sequence[Artifact], checkpoints: Sequence[Artifact], ancestors: Sequence[Artifact] = ()
+) -> dict[str, Artifact]:
+    """The stage's inputs: roles numbered in the order of the references. `ancestors`: what the others are from."""
+    told = {one.ref for one in (*scores, *checkpoints)}
+    others = {one.ref: one for one in ancestors if one.ref not in told}
     found = {}
-    for role, artifacts in ((SCORES, scores), (CHECKPOINTS, checkpoints)):
+    for role, artifacts in ((SCORES, scores), (CHECKPOINTS, checkpoints), (ANCESTORS, others.values())):
         for number, one in enumerate(sorted(artifacts, key=lambda one: one.ref)):
             found[f"{role}-{number:02d}"] = one
     return found
@@ -78,10 +82,11 @@ def _build(config: ReportConfig, given: Inputs, folder: Path) -> Built:
     from avrl import report
     from avrl.words import speaking
 
-    scores = [one for role, one in given.items() if role.startswith(SCORES)]
-    checkpoints = [one for role, one in given.items() if role.startswith(CHECKPOINTS)]
+    scores, checkpoints, ancestors = (
+        [one for role, one in given.items() if role.startswith(kind)] for kind in (SCORES, CHECKPOINTS, ANCESTORS)
+    )
     with speaking(config.lang):
-        return Built(facts=report.write(folder, scores, checkpoints, config.resamples, price=config.price))
+        return Built(facts=report.write(folder, scores, checkpoints, config.resamples, ancestors, config.price))
 
 
 STAGE = Stage(name="tables", version=4, config=ReportConfig, slug=_slug, build=_build)
