@@ -59,8 +59,10 @@ def finish(chart: Any, rows: list[dict[str, Any]], columns: int = 2) -> Spec:
 
 
 def svg(spec: Spec) -> str:
-    """Draw as SVG."""
-    return str(vl_convert.vegalite_to_svg(spec, vl_version=VEGA_LITE))
+    """Draw as SVG. Vega counts gradients over all drawings of a process; here each drawing begins anew."""
+    text = str(vl_convert.vegalite_to_svg(spec, vl_version=VEGA_LITE))
+    found = list(dict.fromkeys(re.findall(r"gradient_\d+", text)))
+    return re.sub(r"gradient_\d+", lambda one: f"gradient-{found.index(one[0])}", text)
 
 
 def png(svg: str) -> bytes:

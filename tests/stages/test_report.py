@@ -74,7 +74,7 @@ def test_verb_prints_one_screen_and_then_the_path(made):
     result = CliRunner().invoke(app(), ["--cache", str(cache.root)])
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
-    assert "3 of 3 trained encoders stand above the untrained twin" in result.stdout
+    assert "The three models converge: pass (two-stream, single-stream, videomae)" in result.stdout
     assert any(line.startswith("pixels-16 ") for line in lines)
     assert lines[-1] == str(first.root)
     assert len(lines) < 45
