@@ -59,8 +59,12 @@ def finish(chart: Any, rows: list[dict[str, Any]], columns: int = 2) -> Spec:
 
 
 def svg(spec: Spec) -> str:
-    """Draw as SVG. Vega counts gradients over all drawings of a process; here each drawing begins anew."""
+    """Draw as SVG. Vega counts gradients over all drawings of a process; here each drawing begins anew.
+
+    A link to a place on the page stays one: vl-convert takes it for a file of Vega's examples.
+    """
     text = str(vl_convert.vegalite_to_svg(spec, vl_version=VEGA_LITE))
+    text = text.replace('xlink:href="https://vega.github.io/vega-datasets/#', 'xlink:href="#')
     found = list(dict.fromkeys(re.findall(r"gradient_\d+", text)))
     return re.sub(r"gradient_\d+", lambda one: f"gradient-{found.index(one[0])}", text)
 

@@ -169,7 +169,7 @@ def draw_maps(points: Mapping[str, pl.DataFrame], slug: str, width: int = 640) -
             y=alt.Y("y:Q", axis=None, scale=alt.Scale(zero=False)),
             color=scale(alt.Color, "task:N", names + rest, cycle(LINES, names) + [GREY] * len(rest)),
             shape=scale(alt.Shape, "task:N", names + rest, list(MARKS[: len(names)]) + ["stroke"] * len(rest)),
-            **({"href": "href:N"} if "picture" in shown.columns else {}),
+            **({"href": "href:N", "description": "task:N"} if "picture" in shown.columns else {}),
         )
         .properties(width=(width - 20 * across) // across, height=150)
         .facet(facet=alt.Facet("label:N", title=None, sort=list(points)), columns=across)
