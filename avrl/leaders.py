@@ -27,7 +27,7 @@ BEST, TIED = "best", "tied"
 BETTER, WORSE = "better", "worse"
 LOWER = ("epe",)  # is better
 UNJUDGED = ("effective-rank",)  # more is not better
-CHANCE = ("largest task", "shuffled tasks")  # no sums are kept of them
+CONTROLS = ("chance", "control")  # groups that tell what knowing nothing comes to
 
 
 def marked(table: Table, compare: Paired) -> Table:
@@ -52,7 +52,7 @@ def marked(table: Table, compare: Paired) -> Table:
 def _marks(numbers: pl.DataFrame, column: Column, race: _Race) -> list[str]:
     rows = numbers.select(*ROW, value=column.name, low=f"{column.name}_low", high=f"{column.name}_high").to_dicts()
     racing = [one for one in rows if one["value"] is not None and one["encoder"] != CEILING]
-    if len(racing) < 2 or column.metric in UNJUDGED:
+    if len(racing) < 2 or column.metric in UNJUDGED or column.group in CONTROLS:
         return [""] * len(rows)
     best = max(racing, key=race.rank)
     return [BEST if one is best else TIED if one in racing and race.level(one, best) else "" for one in rows]
@@ -97,7 +97,7 @@ def winners(compares: Sequence[Paired]) -> Table:
 
 
 def _winner(column: Column, compare: Paired) -> Row | None:
-    if column.metric in UNJUDGED:
+    if column.metric in UNJUDGED or column.group in CONTROLS:
         return None
     protocol, race = compare.protocol, _Race(column, compare)
     given = wide(protocol.scores, [column]).rename(
@@ -111,6 +111,7 @@ def _winner(column: Column, compare: Paired) -> Row | None:
     floor = next(iter(rows.filter(encoder=FLOOR, init="none").to_dicts()), None)
     best = max(racing, key=race.rank)
     tied = [one["name"] for one in racing if one is not best and race.level(one, best)]
+    tied = tied if best["low"] is not None else [say("not known: no interval")]
     return {
         "question": f"{protocol.brief}: {column.title}",
         "best": best["name"],
@@ -133,7 +134,7 @@ class _Race:
         self._asked: tuple[str, tuple[str, ...], str] | None = None
         if column.metric == "r2" and column.dimension == "mean":
             self._asked = (column.split, moving(compare.protocol, column.group, column.split), "r2")
-        elif column.metric in STATISTICS and column.dimension not in CHANCE:
+        elif column.metric in STATISTICS:
             self._asked = (column.split, (column.dimension,), column.metric)
 
     def rank(self, row: Row) -> float:
@@ -149,7 +150,7 @@ class _Race:
         """Whether a row is better than the floor."""
         low, high = self._ends(row, floor)
         if low is None or high is None:
-            return NOT_MEASURED
+            return UNDECIDED
         return BETTER if low > 0 else WORSE if high < 0 else UNDECIDED
 
     def _ends(self, row: Row, other: Row) -> tuple[float | None, float | None]:

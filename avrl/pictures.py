@@ -117,7 +117,7 @@ def few(protocol: Protocol, width: int = 640) -> Spec:
     """Headline R2 against how many training episodes there were."""
     less = protocol.others.filter(pl.col("train").is_in(SHARES))
     labels = protocol.scores.select(*ROW, "label", "name", "kind").unique(maintain_order=True)
-    every = pl.concat([less.join(labels, on=ROW, how="inner", maintain_order="left"), protocol.scores], how="diagonal")
+    every = pl.concat([protocol.scores, less.join(labels, on=ROW, how="inner", maintain_order="left")], how="diagonal")
     rows = _spoken(protocol, every).with_columns(x=pl.col("episodes_train").cast(pl.Float64))
     return _ends(rows, say("training episodes"), f"{say(protocol.group)} R²", width, log=True)
 

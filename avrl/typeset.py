@@ -171,7 +171,7 @@ def plain(view: pl.DataFrame, limit: int, width: int) -> str:
     ]
     more = {say("rows"): len(rows) - len(shown), say("columns"): view.width - kept}
     left = [f"{count} {what}" for what, count in more.items() if count]
-    lines += [say("... and {what} more on the page", what=", ".join(left))] * bool(left)
+    lines += [say("... on the page as well: {what}", what=", ".join(left))] * bool(left)
     return "\n".join(line.rstrip() for line in lines)
 
 
