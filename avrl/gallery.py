@@ -22,6 +22,7 @@ from avrl.answers import headline
 from avrl.artifact import LOOKS
 from avrl.drawing import GREY, INK, LINES, NARROWEST, ROWS, SHAPES, Spec, columns, cycle, finish, scale
 from avrl.errors import IntegrityError
+from avrl.words import say
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -89,10 +90,10 @@ def flows(protocol: Protocol, scores: Iterable[Artifact]) -> list[dict[str, Any]
         "scores", maintain_order=True
     )
     rank = {"trained": 0, "pretrained": 1, "random": 2}
-    chosen = sorted(heads.select("scores", "label", "init").iter_rows(), key=lambda row: rank[row[2]])
+    chosen = sorted(heads.select("scores", "name", "init").iter_rows(), key=lambda row: rank[row[2]])
     roots = {one.ref: one.root for one in scores}
     found: list[dict[str, Any]] = []
-    for ref, label, _ in chosen[: COLUMNS - 1]:
+    for ref, label, init in chosen[: COLUMNS - 1]:
         path = roots[ref] / "examples.parquet"
         if not path.exists():
             continue
@@ -103,7 +104,8 @@ def flows(protocol: Protocol, scores: Iterable[Artifact]) -> list[dict[str, Any]
         if not found:
             found += [{"example": n, "picture": _data(row["picture"], "jpeg")} for n, row in enumerate(rows)]
             found += [arrow for n, row in enumerate(rows) for arrow in _arrows(n, TRUTH, row["truth"])]
-        found += [arrow for n, row in enumerate(rows) for arrow in _arrows(n, label, row["predicted"])]
+        named = label + say(" (untrained)") * (init == "random")
+        found += [arrow for n, row in enumerate(rows) for arrow in _arrows(n, named, row["predicted"])]
     return found
 
 
@@ -190,11 +192,13 @@ def draw_flows(rows: Sequence[Mapping[str, Any]], width: int = 640) -> Spec:
     """
     labels = list(dict.fromkeys(row["label"] for row in rows if "label" in row))[: 2 if width < NARROWEST else None]
     side = min(130, width // (len(labels) + 1))
-    longest = max(row["length"] for row in rows if "label" in row) or 1.0
+    # One place that moves far would leave nothing of the others: a row's scale is what nine in ten places keep to.
+    lengths = pl.DataFrame([row for row in rows if row.get("label") == TRUTH])
+    scales = dict(lengths.group_by("example").agg(pl.col("length").quantile(0.9)).iter_rows())
     data = [{**row, "label": FRAME, "x": 0.5, "y": 0.5} if "picture" in row else dict(row) for row in rows]
     for row in data:
         # A symbol's size is its area: that of a wedge as long as a place is wide, for what moves furthest.
-        row["size"] = (row.get("length", 0.0) / longest * side / 7) ** 2
+        row["size"] = (min(1.0, row.get("length", 0.0) / (scales[row["example"]] or 1.0)) * side / PLACES) ** 2
     data = [row for row in data if row["label"] in (FRAME, *labels)]
     axes = {
         "x": alt.X("x:Q", axis=None, scale=alt.Scale(domain=[0, 1])),

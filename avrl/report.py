@@ -128,9 +128,8 @@ def _section(folder: Path, compare: Paired, every: Sequence[Protocol], scores: S
     figures = _figures(folder, protocol, every) if measured else {}
     if arrows := gallery.flows(protocol, scores) if protocol.probe == "flow" else []:
         caption = say(
-            "Optical flow of a few test pairs: frame t, the flow that was found in it, and what each probe predicts; "
-            "a wedge points where its place moves to and is as long as it moves far, {px} px for the longest.",
-            px=f"{max(one.get('length', 0.0) for one in arrows):.1f}",
+            "Optical flow of a few test pairs: frame t, the flow that was found in it, and what each probe predicts. A "
+            "wedge points where its place moves to and is as long as it moves far; each row has its own scale."
         )
         figures[caption] = _draw(
             folder, f"flows-{protocol.slug}", partial(gallery.draw_flows, arrows), page.NARROW_CURVES

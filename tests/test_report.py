@@ -8,6 +8,7 @@ import pytest
 from scored import FLOORS, Row, demo, score
 from typer.testing import CliRunner
 
+from avrl import report
 from avrl.cache import Cache
 from avrl.comparison import read
 from avrl.errors import ConfigError
@@ -80,3 +81,19 @@ def test_a_report_of_some_and_a_comparison_write_where_they_should(cache, said):
     few = said("--only", "videomae,bridge").stdout
     assert "videomae" in few
     assert "single-stream · " not in few  # only among those that converge
+
+
+def test_without_one_artifact_exactly_its_cells_change(tmp_path):
+    scores, checkpoints = demo(Cache(tmp_path / "cache"))
+    gone = next(one for one in scores if one.manifest.config["encoder"] == "mean")
+    rows = {}
+    for name, some in (("all", scores), ("less", [one for one in scores if one is not gone])):
+        (tmp_path / name).mkdir()
+        report.write(tmp_path / name, some, checkpoints, 200)
+        tables = sorted((tmp_path / name).glob("*.csv"))
+        rows[name] = {(one.name, line) for one in tables for line in one.read_text(encoding="utf-8").splitlines()}
+    assert rows["less"] < rows["all"]
+    lost = rows["all"] - rows["less"]
+    names = {"dimensions-bridge-reached-gap3.csv", "main-bridge-reached-gap3.csv", "scores.csv"}
+    assert {name for name, _ in lost} == names
+    assert all(gone.ref in line for _, line in lost)
