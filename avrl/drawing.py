@@ -55,6 +55,7 @@ def finish(chart: Any, rows: list[dict[str, Any]], columns: int = 2) -> Spec:
     styled = styled.configure_legend(
         **text, orient="bottom", columns=columns, columnPadding=40, labelLimit=300, symbolStrokeWidth=2
     )
+    styled = styled.configure_header(labelColor=INK, labelFont=FONT)
     return {**styled.configure_view(stroke=None).to_dict(), "datasets": {ROWS.name: rows}}
 
 

@@ -148,8 +148,9 @@ def _section(folder: Path, compare: Paired, every: Sequence[Protocol], scores: S
 def _figures(folder: Path, protocol: Protocol, every: Sequence[Protocol]) -> dict[str, page.Picture]:
     """What there is to draw of a protocol beside its forest: caption -> picture."""
     slug, found = protocol.slug, {}
-    caption = say("Headline rows by target dimension: R² on held-out episodes, as shade and as number.")
-    found[caption] = _draw(folder, f"heat-{slug}", partial(pictures.heat, protocol), page.NARROW)
+    if not protocol.scores.filter(pl.col("dimension") != "mean", metric="r2").is_empty():
+        caption = say("Headline rows by target dimension: R² on held-out episodes, as shade and as number.")
+        found[caption] = _draw(folder, f"heat-{slug}", partial(pictures.heat, protocol), page.NARROW)
     if set(protocol.others["train"]) & set(pictures.SHARES):
         caption = say(
             "Headline R² against the training episodes of the probe, with 95% intervals. What lies below -0.5 is drawn "

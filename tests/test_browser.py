@@ -11,9 +11,11 @@ import threading
 
 import pytest
 from scored import Row, demo, score
+from test_gallery import FLOW, Flow
 
 from avrl import report
 from avrl.cache import Cache
+from avrl.stage import run
 
 pytestmark = pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium here: the page is not seen")
 
@@ -24,6 +26,7 @@ def page(tmp_path_factory):
     cache, out = Cache(tmp_path_factory.mktemp("cache")), tmp_path_factory.mktemp("report")
     scores, checkpoints = demo(cache)
     scores += score(cache, Row(fingerprint="b" * 12, gap=5))
+    scores += [run(FLOW, Flow(encoder=name), {}, cache)[0] for name in ("dinov2", "clip")]
     report.write(out, scores, checkpoints, 200)
     return out / "report.html"
 
@@ -39,7 +42,7 @@ window.onload = () => {{
   said.wide = page.documentElement.scrollWidth <= {width};
   said.figures = page.querySelectorAll("figure").length;
   const drawn = f => [...f.querySelectorAll("svg, img")].some(seen);
-  said.hidden = [...page.querySelectorAll("figure")].filter(f => !drawn(f)).length;
+  said.hidden = [...page.querySelectorAll("figure")].filter(f => !drawn(f)).map(f => f.ariaLabel);
   said.dark = paper < .5;
   const texts = [...page.querySelectorAll("svg text, td, th, p, li, dd")].filter(one => one.getClientRects().length);
   const onShade = one => ["rgb(255, 255, 255)", "rgb(16, 16, 16)"].includes(one.ownerSVGElement && style(one).fill);
@@ -89,6 +92,6 @@ def test_a_browser_draws_it_without_complaint_or_request(page, served, tmp_path,
     done = subprocess.run([*command.split(), *options], capture_output=True, text=True, timeout=120, check=True)
     said = json.loads(html.unescape(re.search("<title>(.*?)</title>", done.stdout)[1]))
     assert said.pop("figures") > 6
-    assert said == {"wide": True, "hidden": 0, "dark": scheme == "dark", "faint": [], "opened": True}
+    assert said == {"wide": True, "hidden": [], "dark": scheme == "dark", "faint": [], "opened": True}
     assert set(served.asked) <= {"/probe.html", "/report.html", "/favicon.ico"}
     assert "CONSOLE" not in done.stderr.replace("favicon", "")

@@ -63,7 +63,8 @@ def _flow(config, inputs, folder):
     row |= {"group": "flow", "dimension": "all", "split": "val", "metric": "epe", "value": 1.0, "low": 0.9, "high": 1.1}
     row |= {"dims": 4, "gap_s": 0.1, "alpha": 1.0, **dict.fromkeys(["n_train", "n_test"], 9)}
     row |= dict.fromkeys(["episodes_train", "episodes_test"], 3)
-    pl.DataFrame([row]).write_parquet(folder / "scores.parquet")
+    motion = {"group": "motion", "dimension": "mean", "metric": "r2"}
+    pl.DataFrame([row, row | motion]).write_parquet(folder / "scores.parquet")
     sums = {name: row[name] for name in ("encoder", "checkpoint", "init", "readout", "pairing", "target", "gap")}
     sums |= {"fingerprint": config.fingerprint, "dimension": "all", "episode_index": 0, "seen": True}
     sums |= dict.fromkeys(["n", "sse", "sum_y", "sum_yy"], 1.0)
