@@ -1,8 +1,9 @@
 """The report: every table, picture and the page of some scores, written into one folder.
 
-Files: ``report.html``, ``summary.txt`` (one screen), ``scores.csv`` (every number, tidy), for each protocol
-``main-``, ``differences-``, ``dimensions-`` and ``training-sets-<protocol>`` as .md .csv .tex and
-``forest-<protocol>`` as .svg .png; ``training`` as both; ``ranks``, of checkpoints that were looked at, as .svg .png.
+Files: ``report.html``, ``summary.txt`` (one screen), ``scores.csv`` (every number, tidy); as .md .csv .tex ``winners``,
+``hypotheses``, ``encoders`` and ``training``, and for each protocol ``main-``, ``differences-``, ``dimensions-``,
+``training-sets-`` and ``flow-verdict-<protocol>``; as .svg .png ``training`` and ``ranks`` of checkpoints, and for each
+protocol what there is to draw of ``forest-``, ``heat-``, ``few-``, ``gaps-``, ``maps-`` and ``flows-<protocol>``.
 """
 
 from __future__ import annotations
