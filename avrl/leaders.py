@@ -55,7 +55,8 @@ def _marks(numbers: pl.DataFrame, column: Column, race: _Race) -> list[str]:
     if len(racing) < 2 or column.metric in UNJUDGED or column.group in CONTROLS:
         return [""] * len(rows)
     best = max(racing, key=race.rank)
-    return [BEST if one is best else TIED if one in racing and race.level(one, best) else "" for one in rows]
+    runs = {id(one) for one in racing}
+    return [BEST if one is best else TIED if id(one) in runs and race.level(one, best) else "" for one in rows]
 
 
 def winners(compares: Sequence[Paired]) -> Table:

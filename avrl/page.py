@@ -6,6 +6,7 @@ goes through the template's autoescaping. Nothing depends on the clock: same sco
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,7 +40,8 @@ NARROW_CURVES = 260
 SHAPES = {ABOVE: "▲", BELOW: "▼", UNDECIDED: "○", BETTER: "▲", WORSE: "▼", PASS: "▲", FAIL: "▼", BEST: "★", TIED: "≈"}
 
 
-def _marks() -> dict[str, Markup]:
+@functools.cache
+def _marks(language: str) -> dict[str, Markup]:
     """Words that stand at an end of a cell, in the language spoken, and how they are shown: never by colour alone."""
     shown = Markup('<span class="{}">{} {}</span>')
     return {say(name): shown.format(name, shape, say(name)) for name, shape in SHAPES.items()}
@@ -221,7 +223,7 @@ def notes(protocol: Protocol) -> list[str]:
 
 def _figure(value: object, place: str) -> Markup:
     """A cell: its number, which leads to a `place` on the page, the interval set back, a verdict with its shape."""
-    text, marks = say(str(value)), _marks()
+    text, marks = say(str(value)), _marks(spoken())
     if text.startswith((say(NOT_MEASURED), say(UNDEFINED), say("does not apply"), say(NOT_COMPARABLE))):
         return Markup('<span class="none">{}</span>').format(text)
     head, _, tail = text.rpartition(" ")
