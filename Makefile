@@ -57,6 +57,7 @@ bench: $(VENV)/dev.stamp  ## hot paths beside their ceilings and peers, as ratio
 	$(BIN)/python -m tests.benchmarks.part
 	$(BIN)/python -m tests.benchmarks.step
 	$(BIN)/python -m tests.benchmarks.encode
+	$(BIN)/python -m tests.benchmarks.report
 
 golden: $(VENV)/dev.stamp  ## write the golden files again; the diff is the review
 	$(BIN)/python tests/golden/regen.py
