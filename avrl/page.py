@@ -149,7 +149,7 @@ def render(
         head: Before the sections.
         sections: One a protocol.
         training: Table of the checkpoints.
-        drawn: Of their logs: loss and skill; effective ranks.
+        drawn: Of their logs: loss and skill; collapse meters.
         scores: Where the scores are from.
         checkpoints: All that are in the table.
         ancestors: What these were made from.
@@ -163,7 +163,7 @@ def render(
         sections=sections,
         training=training,
         curves=drawn[0],
-        ranks=drawn[1],
+        meters=drawn[1],
         scores=list(scores),
         checkpoints=list(checkpoints),
         artifacts=artifacts,

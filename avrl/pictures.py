@@ -36,7 +36,10 @@ if TYPE_CHECKING:
 
 KIND_COLOURS = dict(zip(KINDS.values(), (BLUE, GREEN, ORANGE, GREY), strict=True))
 KIND_SHAPES = dict(zip(KINDS.values(), ("circle", "diamond", "triangle-up", "cross"), strict=True))
-RANKS = {"rank_cls": "rank of CLS (directions)", "rank_patches": "rank of patches (directions)"}
+METERS = {
+    **{"rank_cls": "rank of CLS (directions)", "rank_patches": "rank of patches (directions)"},
+    **{"cosine_cls": "mean cosine of CLS", "cosine_patches": "mean cosine of patches"},
+}
 ON_SHADE = "#101010"  # on a cell of the heat map: not `INK`, which turns light in the dark
 SHARES = ("1%", "10%")
 MOST_LINES = 12  # in one figure
@@ -160,16 +163,16 @@ def curves(logs: Mapping[str, pl.DataFrame], width: int = 640) -> Spec:
     return finish(chart, rows, columns=columns(width))
 
 
-def ranks(logs: Mapping[str, pl.DataFrame], width: int = 640) -> Spec:
-    """Effective rank of both codes on held-out episodes, look by look, against the samples seen."""
+def meters(logs: Mapping[str, pl.DataFrame], width: int = 640) -> Spec:
+    """Collapse meters of both codes on held-out episodes, look by look, against the samples seen."""
     names = list(logs)
     panels = [
         (_line(ROWS, names, name, say(title)) + _points(ROWS, names, name, say(title))).properties(
             width=width, height=150
         )
-        for name, title in RANKS.items()
+        for name, title in METERS.items()
     ]
-    return finish(alt.vconcat(*panels), _rows(logs, RANKS), columns=columns(width))
+    return finish(alt.vconcat(*panels), _rows(logs, METERS), columns=columns(width))
 
 
 def _rows(logs: Mapping[str, pl.DataFrame], quantities: Iterable[str]) -> list[dict[str, Any]]:
@@ -192,7 +195,9 @@ def _axes(data: Any, quantity: str, title: str) -> Any:
         .transform_filter(alt.datum.quantity == quantity)
         .encode(
             x=alt.X("samples:Q", title=say("samples seen (frame pairs or clips)"), axis=alt.Axis(format="~s")),
-            y=alt.Y("value:Q", title=title, scale=alt.Scale(zero=quantity in RANKS)),  # or a wobble looks like collapse
+            y=alt.Y(
+                "value:Q", title=title, scale=alt.Scale(zero=quantity in METERS)
+            ),  # or a wobble looks like collapse
         )
     )
 

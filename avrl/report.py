@@ -2,8 +2,8 @@
 
 Files: ``report.html``, ``summary.txt`` (one screen), ``scores.csv`` (every number, tidy); as .md .csv .tex ``winners``,
 ``hypotheses``, ``encoders`` and ``training``, and for each protocol ``main-``, ``differences-``, ``dimensions-``,
-``training-sets-`` and ``flow-verdict-<protocol>``; as .svg .png ``training`` and ``ranks`` of checkpoints, and for each
-protocol what there is to draw of ``forest-``, ``heat-``, ``few-``, ``gaps-``, ``maps-`` and ``flows-<protocol>``.
+``training-sets-`` and ``flow-verdict-<protocol>``; as .svg .png ``training`` and ``meters`` of checkpoints, and for
+each protocol what there is to draw of ``forest-``, ``heat-``, ``few-``, ``gaps-``, ``maps-`` and ``flows-<protocol>``.
 """
 
 from __future__ import annotations
@@ -111,11 +111,11 @@ def _tally(sections: Sequence[page.Section]) -> dict[str, int]:
 
 
 def _logs(folder: Path, checkpoints: Sequence[Artifact]) -> tuple[page.Picture | None, page.Picture | None]:
-    """Loss and skill of all checkpoints, and the ranks of those that were looked at."""
+    """Loss and skill of all checkpoints, and the collapse meters of those that were looked at."""
     logs = {one.ref: log for one in checkpoints if not (log := tables.log(one)).is_empty()}
     curves = _draw(folder, "training", partial(pictures.curves, logs), page.NARROW_CURVES) if logs else None
-    looked = any(set(pictures.RANKS) <= set(log.columns) for log in logs.values())
-    return curves, _draw(folder, "ranks", partial(pictures.ranks, logs), page.NARROW_CURVES) if looked else None
+    looked = any(set(pictures.METERS) <= set(log.columns) for log in logs.values())
+    return curves, _draw(folder, "meters", partial(pictures.meters, logs), page.NARROW_CURVES) if looked else None
 
 
 def _section(folder: Path, compare: Paired, every: Sequence[Protocol], scores: Sequence[Artifact]) -> page.Section:

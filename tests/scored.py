@@ -124,7 +124,9 @@ def _train(config, inputs, folder):
     if config.looks:
         (folder / "looks").mkdir(exist_ok=True)
         found = log.filter(pl.col("step") % config.looks == 0).select("step", held_out_skill="skill")
-        found.with_columns(rank_cls=9.0, rank_patches=40.0).write_parquet(folder / "looks/held-out.parquet")
+        found.with_columns(rank_cls=9.0, rank_patches=40.0, cosine_cls=0.4, cosine_patches=0.2).write_parquet(
+            folder / "looks/held-out.parquet"
+        )
     (folder / "config.json").write_text(json.dumps({"baseline": "copy"}))
     facts = {"objective": config.objective, "size": "tiny", "parameters": 4_200_000, "steps": config.steps}
     return Built(facts | {"samples": config.steps * 24, "device": "cpu", "skill": config.skill})

@@ -91,8 +91,8 @@ def test_every_table_is_there_in_every_format(page):
         "training.md",
         "training.csv",
         "training.png",
-        "ranks.png",
-        "ranks.svg",
+        "meters.png",
+        "meters.svg",
         "scores.csv",
         "summary.txt",
     } <= names
@@ -131,11 +131,11 @@ def test_held_out_skill_stands_beside_training_skill_and_ranks_below(tmp_path, o
     assert points.select("checkpoint", "samples").rows() == [(looked.ref, 24 * step) for step in range(100, 501, 100)]
     end = rows.filter(checkpoint=looked.ref, samples=24 * 500)
     assert end.filter(quantity="skill")["value"].to_list() == end.filter(quantity="held_out_skill")["value"].to_list()
-    words = drawing.svg(pictures.ranks(logs))
-    assert all(title in words for title in pictures.RANKS.values())
+    words = drawing.svg(pictures.meters(logs))
+    assert all(title in words for title in pictures.METERS.values())
     report.write(out, score(Cache(tmp_path), Row()), [plain], 200)
-    assert not (out / "ranks.png").exists()
-    assert "Effective rank of the code" not in (out / "report.html").read_text(encoding="utf-8")
+    assert not (out / "meters.png").exists()
+    assert "Collapse meters of the code" not in (out / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_forest_of_many_rows_shows_one_readout_an_encoder_and_says_so(tmp_path):
