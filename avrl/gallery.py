@@ -153,11 +153,13 @@ def draw_maps(points: Mapping[str, pl.DataFrame], slug: str, width: int = 640) -
 
     A dot whose frame was kept is a link to it (`avrl.gallery.place`); where frames were kept there are no other dots.
     """
-    shown = pl.concat([one.with_columns(label=pl.lit(label)) for label, one in points.items()])
+    shown = pl.concat([one.with_columns(label=pl.lit(label)) for label, one in points.items()], how="diagonal")
     counts = shown["task"].value_counts().sort("count", "task", descending=[True, False])
     names = sorted(counts["task"][: len(MARKS)])
     if "picture" in shown.columns:
-        some = [shown.filter(pl.col("picture").is_not_null())]
+        # Scores of before pictures were kept show the same vectors, with the frames that others kept of them.
+        kept = shown.filter(pl.col("picture").is_not_null()).select("episode_index", "frame_index").unique()
+        some = [shown.join(kept, on=["episode_index", "frame_index"], how="semi", maintain_order="left")]
     else:
         some = [one.gather_every(max(1, one.height // MOST_DOTS)) for one in shown.partition_by("label")]
     rows = pl.concat(some).with_columns(task=pl.when(pl.col("task").is_in(names)).then("task").otherwise(pl.lit(REST)))

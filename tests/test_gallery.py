@@ -48,6 +48,13 @@ def test_maps_of_before_pictures_were_kept_have_plain_dots(points):
     assert "href" not in drawing.svg(gallery.draw_maps(plain, "s"))
 
 
+def test_maps_of_before_borrow_the_frames_that_others_kept(points):
+    mixed = {"one": points["one"].drop("picture"), "two": points["two"]}
+    svg = drawing.svg(gallery.draw_maps(mixed, "s"))
+    assert len(re.findall(r"<a ", svg)) == 2 * 2
+    assert {one.id for one in gallery.frames(mixed, "s")} == set(re.findall(r'href="#([^"]+)"', svg))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Flow:
     """A scores artifact of flow."""
