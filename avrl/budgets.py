@@ -15,7 +15,7 @@ from avrl.words import say
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from avrl.artifact import Artifact
+    from avrl.artifact import Artifact, Input
     from avrl.comparison import Protocol
 
 UNKNOWN = "not known"
@@ -76,29 +76,27 @@ def unlike(table: Table) -> list[str]:
 
 def shown(protocol: Protocol, scores: Iterable[Artifact], checkpoints: Iterable[Artifact]) -> list[str]:
     """Which encoders were pretrained on the very videos that a protocol tests on: no label was seen, but its frames."""
-    frames = {one.ref: _input(one, "frames") for one in scores}
-    data = {one.ref: _input(one, "frames") for one in checkpoints}
+    frames = {one.ref: _frames(one) for one in scores}
+    data = {one.ref: _frames(one) for one in checkpoints}
     rows = protocol.scores.filter(init="trained").select("name", "checkpoint", "scores").unique(maintain_order=True)
-    names = [name for name, of, ref in rows.iter_rows() if data.get(of) and data[of] == frames.get(ref)]
+    pairs = ((name, data.get(of), frames.get(ref)) for name, of, ref in rows.iter_rows())
+    names = [name for name, seen, tested in pairs if seen and tested and seen.digest == tested.digest]
     text = say(
         "pretraining drew from the frames that are tested on here, without labels: {names}", names=", ".join(names)
     )
     return [text] * bool(names)
 
 
-def _input(artifact: Artifact, role: str) -> str:
-    """Digest of an input; empty if there is none of this role."""
-    return next((one.digest for one in artifact.manifest.inputs if one.role == role), "")
+def _frames(artifact: Artifact) -> Input | None:
+    """The frames that an artifact was made from, if it was."""
+    return next((one for one in artifact.manifest.inputs if one.role == "frames"), None)
 
 
 def _cost(checkpoint: Artifact, others: dict[str, Artifact], price: float) -> dict[str, Any]:
     """What a checkpoint of ours cost."""
     facts = checkpoint.manifest.facts
     samples, rate = facts.get("samples"), facts.get("samples_per_second")
-    device, frames = (
-        facts.get("device"),
-        next((one for one in checkpoint.manifest.inputs if one.role == "frames"), None),
-    )
+    device, frames = facts.get("device"), _frames(checkpoint)
     hours = samples / rate * facts.get("processes", 1) / 3600 if samples and rate and device != "cpu" else None
     store = others.get(frames.digest) if frames else None
     return {

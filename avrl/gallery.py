@@ -156,7 +156,8 @@ def draw_maps(points: Mapping[str, pl.DataFrame], slug: str, width: int = 640) -
     shown = pl.concat([one.with_columns(label=pl.lit(label)) for label, one in points.items()], how="diagonal")
     counts = shown["task"].value_counts().sort("count", "task", descending=[True, False])
     names = sorted(counts["task"][: len(MARKS)])
-    if "picture" in shown.columns:
+    linked = "picture" in shown.columns
+    if linked:
         # Scores of before pictures were kept show the same vectors, with the frames that others kept of them.
         kept = shown.filter(pl.col("picture").is_not_null()).select("episode_index", "frame_index").unique()
         some = [shown.join(kept, on=["episode_index", "frame_index"], how="semi", maintain_order="left")]
@@ -173,15 +174,16 @@ def draw_maps(points: Mapping[str, pl.DataFrame], slug: str, width: int = 640) -
             y=alt.Y("y:Q", axis=None, scale=alt.Scale(zero=False)),
             color=scale(alt.Color, "task:N", names + rest, cycle(LINES, names) + [GREY] * len(rest)),
             shape=scale(alt.Shape, "task:N", names + rest, list(MARKS[: len(names)]) + ["stroke"] * len(rest)),
-            **({"href": "href:N", "description": "task:N"} if "picture" in shown.columns else {}),
+            **({"href": "href:N", "description": "task:N"} if linked else {}),
         )
         .properties(width=(width - 20 * across) // across, height=150)
         .facet(facet=alt.Facet("label:N", title=None, sort=list(points)), columns=across)
         .resolve_scale(x="independent", y="independent")
     )
-    keys = rows.select("episode_index", "frame_index").iter_rows() if "picture" in rows.columns else ()
     data = rows.select("label", "task", pl.col("x", "y").round(2)).to_dicts()
-    data = [{**one, "href": f"#{place(slug, *key)}"} for one, key in zip(data, keys, strict=True)] if keys else data
+    if linked:
+        keys = rows.select("episode_index", "frame_index").iter_rows()
+        data = [{**one, "href": f"#{place(slug, *key)}"} for one, key in zip(data, keys, strict=True)]
     return finish(chart, data, columns=columns(width))
 
 

@@ -13,8 +13,8 @@ import polars as pl
 
 from avrl.answers import headline
 from avrl.comparison import CEILING, FLOOR, ROW
-from avrl.tables import NOT_MEASURED, Table, cell, columns, wide
-from avrl.verdicts import STATISTICS, UNDECIDED, moving
+from avrl.tables import NOT_MEASURED, Table, cell, columns
+from avrl.verdicts import STATISTICS, UNDECIDED, moving, standing
 from avrl.words import say
 
 if TYPE_CHECKING:
@@ -101,10 +101,7 @@ def _winner(column: Column, compare: Paired) -> Row | None:
     if column.metric in UNJUDGED or column.group in CONTROLS:
         return None
     protocol, race = compare.protocol, _Race(column, compare)
-    given = wide(protocol.scores, [column]).rename(
-        {column.name: "value", f"{column.name}_low": "low", f"{column.name}_high": "high"}
-    )
-    rows = given.filter(pl.col("value").is_not_null())
+    rows = standing(protocol, column).filter(pl.col("value").is_not_null())
     weighted = rows.filter(pl.col("init").is_in(["trained", "pretrained"]))
     racing = weighted.join(headline(protocol), on="label", how="semi", maintain_order="left").to_dicts()
     if not racing:

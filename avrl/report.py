@@ -75,10 +75,10 @@ def write(
     ]
     seen = [budgets.shown(one, scores, checkpoints) for one in protocols]
     sections = [replace(one, notes=[*one.notes, *more]) for one, more in zip(sections, seen, strict=True)]
-    judged = hypotheses.judge(compares, checkpoints)
+    won, judged = winners(compares), hypotheses.judge(compares, checkpoints)
+    told = hypotheses.tally(judged)
     cost = budgets.encoders(protocols, checkpoints, ancestors, price)
     trained = tables.training(checkpoints)
-    won = winners(compares)
     singles = (won, judged, cost)
     for one in (*singles, *([trained] if checkpoints else [])):
         _write_table(folder, one)
@@ -86,14 +86,14 @@ def write(
     head = page.Head(won, judged, cost, budgets.unlike(cost), _left_out(unmarked), gallery.looks(checkpoints))
     html = page.render(head, sections, trained, _logs(folder, checkpoints), scores, checkpoints, ancestors)
     (folder / PAGE).write_text(html, encoding="utf-8")
-    (folder / SUMMARY).write_text(summary(sections, hypotheses.tally(judged), won), encoding="utf-8")
+    (folder / SUMMARY).write_text(summary(sections, told, won), encoding="utf-8")
     order = [*singles, *(one for section in sections for one in section.tables), *([trained] if checkpoints else [])]
     return {
         "scores": len(scores),
         "numbers": every.height,
         "protocols": {one.slug: one.fingerprint for one in protocols},
         "verdicts": _tally(sections),
-        "hypotheses": hypotheses.tally(judged),
+        "hypotheses": told,
         "answer": list(sections[0].answer),
         "tables": [one.name for one in order],
     }

@@ -82,9 +82,13 @@ def moving(protocol: Protocol, group: str, split: str) -> tuple[str, ...]:
 
 def heads(protocol: Protocol) -> pl.DataFrame:
     """One row an encoder and readout, with its headline R2 as `value`, `low` and `high`."""
-    head = Column(protocol.group, "r2", WHOLE, "mean")
-    names = {head.name: "value", f"{head.name}_low": "low", f"{head.name}_high": "high"}
-    return wide(protocol.scores, [head]).rename(names)
+    return standing(protocol, Column(protocol.group, "r2", WHOLE, "mean"))
+
+
+def standing(protocol: Protocol, column: Column) -> pl.DataFrame:
+    """One row an encoder and readout, with its number of one column as `value`, `low` and `high`."""
+    names = {column.name: "value", f"{column.name}_low": "low", f"{column.name}_high": "high"}
+    return wide(protocol.scores, [column]).rename(names)
 
 
 def _view(frame: pl.DataFrame) -> tuple[pl.DataFrame, list[str]]:
