@@ -240,10 +240,29 @@ def _translate(network: nn.Module, state: dict[str, Tensor], what: str) -> dict[
     translate = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", lambda state, _: state)
     try:
         state = _dinov2_positions(network, transformers_layout.to_timm(state))
+        _require_biases(network, state, what)
         with contextlib.redirect_stdout(None):  # DINOv3's prints a line a block for the biases that it leaves out
             return dict(translate(state, network))
     except (KeyError, ValueError, RuntimeError, AttributeError, AssertionError) as error:
         raise IntegrityError(f"the weights do not fit {what}: {error!r}") from error
+
+
+def _require_biases(network: Any, state: dict[str, Tensor], what: str) -> None:
+    """DINOv3's biases of queries and values, which timm leaves out where its network has none, must be zeros then.
+
+    Raises:
+        IntegrityError: they are not zeros.
+    """
+    if "storage_tokens" not in state or getattr(network.blocks[0].attn, "q_bias", None) is not None:
+        return
+    for key, one in state.items():
+        query, _, value = one.chunk(3) if key.endswith("attn.qkv.bias") else (one.new_zeros(1),) * 3
+        if query.any() or value.any():
+            name = network.pretrained_cfg["architecture"]
+            raise IntegrityError(
+                f"{what} has no place for {key}, which is not zero there",
+                f"where timm has it: --encoder timm:{name}_qkvb --weights FILE",
+            )
 
 
 def _dinov2_positions(network: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -190,19 +190,41 @@ def dinov3_of_the_authors(theirs):
     return found
 
 
-def test_dinov3_is_transformers(capsys):
+def dinov3_of_transformers(**settings):
     config = transformers.DINOv3ViTConfig(
-        **WIDE, intermediate_size=192, image_size=SIDE, patch_size=16, num_register_tokens=4, query_bias=False,
-        value_bias=False,
-    )  # fmt: skip
-    theirs = shaken(transformers.DINOv3ViTModel(config))
-    ours = encoder_of(small("dinov3", img_size=SIDE), dinov3_of_the_authors(theirs))
+        **WIDE, intermediate_size=192, image_size=SIDE, patch_size=16, num_register_tokens=4, **settings
+    )
+    return shaken(transformers.DINOv3ViTModel(config))
+
+
+@pytest.mark.parametrize("layout", ["authors", "transformers"])
+def test_dinov3_is_transformers(layout, tmp_path, capsys):
+    theirs = dinov3_of_transformers(query_bias=False, value_bias=False)
+    state = dinov3_of_the_authors(theirs) if layout == "authors" else published(theirs, tmp_path)
+    assert layout == "authors" or "layer.0.attention.q_proj.weight" in state  # as facebook/dinov3-* are published
+    capsys.readouterr()
+    ours = encoder_of(small("dinov3", img_size=SIDE), state)
     assert capsys.readouterr().out == ""  # timm prints what it leaves out
     frames = pictures(3, 1, SIDE)
     with torch.no_grad():
         tokens = theirs(ours.prepare(frames)).last_hidden_state
     torch.testing.assert_close(ours.encode(frames)["cls"], tokens[:, 0], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(ours.patches(frames).flatten(1, 2), tokens[:, 5:], rtol=1e-5, atol=1e-5)
+
+
+def test_dinov3_with_biases(tmp_path):
+    """They find their place in the network that has one, and are not lost in the one that has not."""
+    theirs = dinov3_of_transformers()
+    state = published(theirs, tmp_path)
+    with pytest.raises(IntegrityError, match=r"no place for blocks.0.attn.qkv.bias.*dinov3_qkvb"):
+        encoder_of(small("dinov3", img_size=SIDE), state)
+    network = timm_image.build("vit_base_patch16_dinov3_qkvb.lvd1689m", **NARROW, img_size=SIDE)
+    ours, frames = encoder_of(network, state), pictures(3, 1, SIDE)
+    with torch.no_grad():
+        tokens = theirs(ours.prepare(frames)).last_hidden_state
+    torch.testing.assert_close(ours.encode(frames)["cls"], tokens[:, 0], rtol=1e-5, atol=1e-5)
+    zeros = {key: one * 0 if key.endswith(("q_proj.bias", "v_proj.bias")) else one for key, one in state.items()}
+    assert encoder_of(small("dinov3", img_size=SIDE), zeros).readouts["cls"] == 48
 
 
 def vit(tmp_path):
