@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 
-from avrl import splits
+from avrl import intervals, splits
 from avrl.comparison import EVERY, READOUTS, ranks
 from avrl.correctness import share
 from avrl.errors import ConfigError
 from avrl.features import SWAPPED, Vectors, places, rows_of
-from avrl.outcome import WHOLE, effective_rank
+from avrl.outcome import WHOLE, effective_rank, numbers
 from avrl.probing import fingerprint
 from avrl.ridge import ALPHAS, Path, best
 from avrl.splits import ALL
@@ -37,6 +37,7 @@ from avrl.store import FrameStore
 from avrl.subsets import balanced
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path as File
 
     import polars as pl
@@ -127,7 +128,7 @@ def _apart(
     z_ND: np.ndarray, labels_N: np.ndarray, episode_N: np.ndarray, task: Task
 ) -> tuple[list[dict[str, Any]], np.ndarray]:
     """How far tasks lie apart, on all vectors, beside chance; and which the neighbours got right (N,)."""
-    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, silhouette_score
+    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, silhouette_samples
 
     unit_ND = z_ND / np.maximum(np.linalg.norm(z_ND, axis=1, keepdims=True), 1e-12)
     names, label_N = np.unique(labels_N, return_inverse=True)
@@ -139,16 +140,14 @@ def _apart(
     wrong_N = np.array([shuffled[one] for one in episode_N])
     guess = int(np.bincount(label_N).argmax())
     found = _kmeans(unit_ND, len(names), task.seed)
-    values = {
-        "nmi": normalized_mutual_info_score(label_N, found),
-        "ari": adjusted_rand_score(label_N, found),
-        "silhouette": silhouette_score(unit_ND, label_N, metric="cosine"),
-        "effective-rank": effective_rank(z_ND),
-    }
     draws = (task.resamples, task.seed)
+    lone = silhouette_samples(unit_ND, label_N, metric="cosine")
     rows = [
         _row("task", KNN, share(right_N, episode_N, *draws), note=f"k = {k}"),
-        *(_row("task", name, {"value": float(value), "low": None, "high": None}) for name, value in values.items()),
+        _row("task", "nmi", _agreement(normalized_mutual_info_score, label_N, found, episode_N)),
+        _row("task", "ari", _agreement(adjusted_rand_score, label_N, found, episode_N)),
+        _row("task", "silhouette", share(lone, episode_N, *draws)),
+        _row("task", "effective-rank", {"value": effective_rank(z_ND), "low": None, "high": None}),
         _row("largest task", KNN, share(label_N == guess, episode_N, *draws), "chance"),
         _row("shuffled tasks", KNN, share(_vote(nearest_NK, wrong_N) == wrong_N, episode_N, *draws), "chance"),
     ]
@@ -186,6 +185,15 @@ def _kmeans(unit_ND: np.ndarray, n: int, seed: int) -> np.ndarray:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a collapsed code has fewer points than tasks
         return np.asarray(KMeans(n, n_init=STARTS, random_state=seed).fit_predict(unit_ND))
+
+
+def _agreement(
+    score: Callable[[np.ndarray, np.ndarray], float], label_N: np.ndarray, found_N: np.ndarray, episode_N: np.ndarray
+) -> dict[str, float | None]:
+    """Of clusters with tasks, beside other episodes in the same clusters."""
+    others = [episode_N != one for one in np.unique(episode_N)]
+    left_out = np.array([score(label_N[keep], found_N[keep]) for keep in others])
+    return numbers(intervals.jackknife(float(score(label_N, found_N)), left_out))
 
 
 def _told(vectors: dict[str, np.ndarray], labels_N: np.ndarray, parts: Split, task: Task) -> list[dict[str, Any]]:

@@ -122,6 +122,18 @@ def interval(value: NDArray[np.float64], drawn: NDArray[np.float64], n_episodes:
     return Interval(value, np.where(usable, low, np.nan), np.where(usable, high, np.nan))
 
 
+def jackknife(value: float, left_out_E: NDArray[np.float64], level: float = LEVEL) -> Interval:
+    """Student's interval of a statistic from its values without each of E episodes; undefined for a single one.
+
+    For statistics of pairs of samples: a draw with repetitions would hold samples beside their own copies. Source:
+    Efron & Tibshirani 1993, ch. 11, eq. 11.5.
+    """
+    known, n = np.asarray(left_out_E, np.float64), len(left_out_E)
+    error = np.sqrt((n - 1) * known.var()) if n > 1 else np.nan
+    reach = stdtrit(max(n - 1, 1), (1 + level) / 2) * error
+    return Interval(np.asarray(value), np.asarray(value - reach), np.asarray(value + reach))
+
+
 def ends(n_episodes: int, level: float = LEVEL) -> tuple[float, float]:
     """Quantiles of the resamples between which the interval lies; all of them for a single episode."""
     if n_episodes < 2:

@@ -121,6 +121,7 @@ class Head:
         winners: Who wins on what.
         hypotheses: Of the plan, with verdicts.
         encoders: What each cost.
+        seeds: How far numbers spread over seeds, where a run was done again.
         warnings: Of budgets that are not alike.
         left_out: What is not on the page, in words.
         looks: The last look of each checkpoint: its name, the step, the sheet.
@@ -129,6 +130,7 @@ class Head:
     winners: Table
     hypotheses: Table
     encoders: Table
+    seeds: Table | None
     warnings: Sequence[str]
     left_out: str = ""
     looks: Sequence[tuple[str, int, str]] = ()

@@ -1,9 +1,10 @@
 """The report: every table, picture and the page of some scores, written into one folder.
 
 Files: ``report.html``, ``summary.txt`` (one screen), ``scores.csv`` (every number, tidy); as .md .csv .tex ``winners``,
-``hypotheses``, ``encoders`` and ``training``, and for each protocol ``main-``, ``differences-``, ``dimensions-``,
-``training-sets-`` and ``flow-verdict-<protocol>``; as .svg .png ``training`` and ``meters`` of checkpoints, and for
-each protocol what there is to draw of ``forest-``, ``heat-``, ``few-``, ``gaps-``, ``maps-`` and ``flows-<protocol>``.
+``hypotheses``, ``encoders``, ``seeds`` and ``training``, and for each protocol ``main-``, ``differences-``,
+``dimensions-``, ``training-sets-`` and ``flow-verdict-<protocol>``; as .svg .png ``training`` and ``meters`` of
+checkpoints, and for each protocol what there is to draw of ``forest-``, ``heat-``, ``few-``, ``gaps-``,
+``maps-``, ``flows-``.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from avrl.comparison import comparable, mapped, read
 from avrl.errors import NotFoundError
 from avrl.flow_verdict import percent_below
 from avrl.leaders import marked, winners
+from avrl.spread import spread
 from avrl.verdicts import ABOVE, BELOW, UNDECIDED, Paired, differences, heads
 from avrl.words import say
 
@@ -78,12 +80,12 @@ def write(
     won, judged = winners(compares), hypotheses.judge(compares, checkpoints)
     told = hypotheses.tally(judged)
     cost = budgets.encoders(protocols, checkpoints, ancestors, price)
-    trained = tables.training(checkpoints)
-    singles = (won, judged, cost)
+    trained, seeds = tables.training(checkpoints), spread(protocols, scores, checkpoints)
+    singles = [one for one in (won, judged, cost, seeds) if one]
     for one in (*singles, *([trained] if checkpoints else [])):
         _write_table(folder, one)
     every.write_csv(folder / "scores.csv")
-    head = page.Head(won, judged, cost, budgets.unlike(cost), _left_out(unmarked), gallery.looks(checkpoints))
+    head = page.Head(won, judged, cost, seeds, budgets.unlike(cost), _left_out(unmarked), gallery.looks(checkpoints))
     html = page.render(head, sections, trained, _logs(folder, checkpoints), scores, checkpoints, ancestors)
     (folder / PAGE).write_text(html, encoding="utf-8")
     (folder / SUMMARY).write_text(summary(sections, told, won), encoding="utf-8")

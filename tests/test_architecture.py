@@ -37,7 +37,7 @@ LAYERS = {
         avrl.features avrl.probing avrl.flow avrl.flow_labels avrl.flow_verdict avrl.order avrl.clusters
         avrl.words avrl.comparison avrl.tables avrl.effects avrl.convergence avrl.hypotheses avrl.budgets avrl.leaders
         avrl.verdicts avrl.answers avrl.drawing avrl.pictures avrl.gallery avrl.typeset avrl.page avrl.contrast
-        avrl.lineage avrl.cells avrl.holdings avrl.report
+        avrl.lineage avrl.cells avrl.holdings avrl.spread avrl.report
     """,
     "nouns": """
         avrl.episodes avrl.frames avrl.plan avrl.packing avrl.workers avrl.pairs avrl.augment avrl.store

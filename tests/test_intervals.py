@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from avrl.intervals import Sums, difference, ends, interval, r2, r2_interval, weights
+from avrl.intervals import Sums, difference, ends, interval, jackknife, r2, r2_interval, weights
 
 E, K = 30, 3
 
@@ -105,3 +105,12 @@ def test_a_target_that_moves_in_one_episode_only():
 def test_same_seed_same_draws():
     assert (weights(9, 50, 1) == weights(9, 50, 1)).all()
     assert (weights(9, 50, 1) != weights(9, 50, 2)).any()
+
+
+def test_the_jackknife_of_a_mean_is_students_interval():
+    from scipy import stats
+
+    x = np.random.default_rng(0).normal(size=17)
+    found = jackknife(x.mean(), np.array([np.delete(x, i).mean() for i in range(17)]))
+    assert found[1:] == pytest.approx(stats.t.interval(0.95, 16, x.mean(), stats.sem(x)), abs=1e-12)
+    assert np.isnan(jackknife(1.0, np.ones(1))[1:]).all()
