@@ -2,9 +2,16 @@
 
 import functools
 import os
+import signal
 import urllib.request
 
 import pytest
+
+
+def pytest_configure():
+    """What starts the tests in the background (``nohup``, some CI) ignores Ctrl-C, and every process here would too."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

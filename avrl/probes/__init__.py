@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from avrl.encoders import Encoder
 
 
+STEP = 64  # pairs that an attentive probe learns from at once: part of what it finds, so nobody's to choose
+
+
 @dataclass(frozen=True)
 class Who:
     """Whose features are scored: the columns that name a row."""

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from avrl.probes import STEP
 from avrl.progress import bar
 from avrl.store import FrameStore
 
@@ -102,7 +103,7 @@ def predict(given: Given, target: Target, parts: Split, task: Task) -> tuple[np.
         given: With an encoder.
         target: What is predicted.
         parts: Who fits, chooses and tests.
-        task: `samples` pairs are seen in training, in batches of `given.batch_size`; its seed draws them.
+        task: `samples` pairs are seen in training, `STEP` at once; its seed draws them.
 
     Returns:
         Predictions (M, K) of the test pairs in the units of the targets, the rate, and D.
@@ -116,13 +117,13 @@ def predict(given: Given, target: Target, parts: Split, task: Task) -> tuple[np.
     y = torch.from_numpy((target.y_NK - y_mean) / y_std).float()
     heads = _heads(patches(np.sort(rng.choice(fit, min(STATISTICS, len(fit)), replace=False))), y.shape[1], task.seed)
     device = heads[0].query.device
-    steps = max(1, task.samples // given.batch_size)
+    steps = task.samples // STEP
     optimizers = [
         torch.optim.AdamW(head.parameters(), lr=rate, weight_decay=WEIGHT_DECAY)
         for head, rate in zip(heads, RATES, strict=True)
     ]
     for step in bar("attentive probe", steps, "step", iterable=range(steps)):
-        index = np.sort(rng.choice(fit, given.batch_size))
+        index = np.sort(rng.choice(fit, STEP))
         tokens, wanted = patches(index), y[index].to(device)
         share = min(1, (step + 1) / max(1, WARMUP * steps)) * 0.5 * (1 + np.cos(np.pi * step / steps))
         for head, optimizer, rate in zip(heads, optimizers, RATES, strict=True):

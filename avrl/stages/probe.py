@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from avrl.config import Opt
 from avrl.encoders import ENCODERS, licence
 from avrl.errors import ConfigError
+from avrl.probes import STEP
 from avrl.stage import Built, Inputs, Stage
 from avrl.stages.features import FeaturesConfig, called, frozen
 
@@ -202,8 +203,8 @@ class ProbeConfig:
             raise ConfigError(f"--gap {','.join(map(str, self.gap))} is not a list of positive numbers of frames")
         if (self.teacher == "raft") != bool(self.teacher_weights):
             raise ConfigError("--teacher raft and --teacher-weights go together", f"--teacher-weights FILE: {RAFT}")
-        if self.samples < self.batch_size:
-            raise ConfigError(f"--samples {self.samples} is less than one batch of {self.batch_size}")
+        if self.samples < STEP:
+            raise ConfigError(f"--samples {self.samples} is less than one step of {STEP}")
         if self.resamples < 100 or min(self.batch_size, self.pairs) < 1:
             raise ConfigError("--resamples takes at least 100, --batch-size and --pairs at least 1")
 
