@@ -25,8 +25,8 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 SCRATCH = "scratch"  # a build's own temporary files; never published
 LOOKS = "looks"  # how a build was watched: published, listed and verified, but no part of what came out
-# Names under which `write_durably` and zarr write a file before it gets its own.
-LITTER = re.compile(r"\..+\.\d+\.tmp|.+\.[0-9a-f]{32}\.partial")
+# Names under which `write_durably`, zarr and safetensors write a file before it gets its own.
+LITTER = re.compile(r"\..+\.\d+\.tmp|.+\.[0-9a-f]{32}\.partial|\.tmp[0-9A-Za-z]{6}")
 KINDS = {**dict.fromkeys(["config", "runtime", "facts", "packages"], dict), "licence": list, "seconds": int | float}
 LOST = (errno.EIO, errno.ENOSPC, errno.EDQUOT)  # what a refused fsync must not hide
 

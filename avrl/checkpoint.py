@@ -70,17 +70,28 @@ def build(config: dict[str, Any]) -> Objective:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A point to go on from: the next global step and the log rows so far."""
+    """A point to go on from.
+
+    Attributes:
+        step: The next global step.
+        rows: Of the log so far.
+        window: Sums of the row that is begun.
+        arithmetic: What products of matrices came out as on the way here.
+        refused: Names of later ones beside it, which do not verify.
+    """
 
     step: int
     rows: list[dict[str, float | None]]
     window: list[float]
+    arithmetic: str = ""
+    refused: tuple[str, ...] = ()
 
 
 def save_snapshot(folder: Path, objective: Objective, optimizer: Optimizer, snapshot: Snapshot) -> None:
-    """Publish ``<folder>/step-<n>``, then remove all but the newest `KEPT`.
+    """Publish ``<folder>/step-<n>``, then remove all but the newest `KEPT` that are good.
 
-    Those of later steps go too: this run would have gone on from them, had they been good. A save that fails takes no
+    Those of later steps go too: this run would have gone on from them, had they been good. What was refused when the
+    run went on does not count. A save that fails takes no
     room, so that what it failed for can be told on a full disk.
     """
     final = folder / f"step-{snapshot.step:09d}"
@@ -97,6 +108,7 @@ def save_snapshot(folder: Path, objective: Objective, optimizer: Optimizer, snap
             "step": snapshot.step,
             "rows": snapshot.rows,
             "window": snapshot.window,
+            "arithmetic": snapshot.arithmetic,
             "sha256": {path.name: sha256_of(path) for path in sorted(partial.iterdir())},
         }
         write_durably(partial / "state.json", json.dumps(state).encode())
@@ -106,7 +118,8 @@ def save_snapshot(folder: Path, objective: Objective, optimizer: Optimizer, snap
         raise
     partial.rename(final)
     make_durable(folder)
-    stay = sorted(one for one in folder.glob("step-*") if one.name <= final.name)[-KEPT:]
+    bad = set(snapshot.refused) - {final.name}
+    stay = sorted(one for one in folder.glob("step-*") if one.name <= final.name and one.name not in bad)[-KEPT:]
     for old in folder.glob("step-*"):
         if old not in stay:
             shutil.rmtree(old)
@@ -119,6 +132,7 @@ def load_snapshot(folder: Path, objective: Objective, optimizer: Optimizer) -> S
         IntegrityError: snapshots are there, and every one of them is damaged.
     """
     found = sorted(folder.glob("step-*"), reverse=True)
+    refused: list[str] = []
     for path in found:
         try:
             if sha256_of(path / "state.json") != (path / OWN).read_text(encoding="latin-1"):
@@ -131,12 +145,15 @@ def load_snapshot(folder: Path, objective: Objective, optimizer: Optimizer) -> S
             _restore_moments(objective, optimizer, load_file(path / "optimizer.safetensors"))
         except (OSError, ValueError, KeyError, RuntimeError, IntegrityError) as error:
             log.warning("snapshot %s is damaged (%s); trying the one before it", path, error)
+            refused.append(path.name)
             continue
         log.info("going on from step %d", state["step"])
-        return Snapshot(state["step"], state["rows"], state["window"])
+        arithmetic = state.get("arithmetic", "")
+        return Snapshot(state["step"], state["rows"], state["window"], arithmetic, tuple(refused))
     if found:
         raise IntegrityError(
-            f"no snapshot in {folder} verifies", f"rm -r {folder} and run the same command: it starts over"
+            f"no snapshot in {folder} verifies",
+            f"rm -r {folder} and the same command starts over, or with --sync goes on from what S3 has",
         )
     return None
 

@@ -21,19 +21,6 @@ if TYPE_CHECKING:
 
     from avrl.objectives import Objective
 
-# Dense bf16 operations a second by torch's name of the device: NVIDIA's data sheets as remembered (no network here to
-# read them again), without the doubling that A100 and later are given for sparsity; 4090: its Ada whitepaper, FP32
-# accumulation. A part of a GPU (MIG) has another name, and no figure.
-PEAK = {
-    "NVIDIA A10G": 70e12,
-    **dict.fromkeys((f"NVIDIA A100-{one}" for one in ("SXM4-40GB", "SXM4-80GB", "PCIE-40GB")), 312e12),
-    "NVIDIA A100 80GB PCIe": 312e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA L4": 121e12,
-    "NVIDIA GeForce RTX 4090": 165e12,
-}
-
 
 @cache
 def cost(network: Network) -> dict[str, int]:
@@ -70,28 +57,6 @@ def sentence(network: Network, figures: dict[str, int]) -> str:
         f"({figures['encoder_parameters'] / 1e6:.1f} M in the encoder), {figures['flops'] / 1e9:.2f} GFLOP a sample "
         f"forward ({figures['encoder_flops'] / 1e9:.2f} to encode a pair)"
     ) + ("; it sees frame t alone: what changes cannot be known" if network.ablate == "p-only" else "")
-
-
-def speed(network: Network, rate: float, device: str, arithmetic: str, processes: int) -> dict[str, float]:
-    """How fast a run is, for its facts.
-
-    Model FLOP utilisation is the share of the GPUs' peak that the network's own products of matrices take, counting a
-    backward pass as two forward ones and nothing done twice. Source: Chowdhery et al. 2022 (PaLM), appendix B.
-
-    Args:
-        network: What is trained.
-        rate: Samples a second, over all processes.
-        device: Its name, of which a process has one.
-        arithmetic: What a product of matrices comes out as.
-        processes: How many.
-
-    Returns:
-        ``samples_per_second``, and ``model_flop_utilisation`` where the peak is known and the arithmetic is bf16.
-    """
-    found = {"samples_per_second": round(rate, 1)}
-    if device in PEAK and arithmetic == "bfloat16":
-        found["model_flop_utilisation"] = round(3 * cost(network)["flops"] * rate / (PEAK[device] * processes), 4)
-    return found
 
 
 def _readouts(objective: Objective) -> list[Tensor]:

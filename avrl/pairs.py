@@ -59,7 +59,8 @@ class Batch:
 
 def sent(one: Tensor, device: torch.device) -> Tensor:
     """A tensor on the device. To a GPU by way of pinned memory: from any other, a copy waits for all work before it."""
-    return one.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else one.to(device)
+    far = device.type == "cuda" and one.device.type == "cpu"
+    return one.pin_memory().to(device, non_blocking=True) if far else one.to(device)
 
 
 @dataclass(frozen=True)

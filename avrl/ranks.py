@@ -97,14 +97,15 @@ class Stopped(SystemExit):
 AGREED = (Stopped, DivergedError, UnsharedError)
 
 
-def agree(accelerator: Accelerator, loss: Tensor, stop: Stop, due: bool, step: int) -> tuple[int, bool]:
-    """All ranks look at the same flags before the optimizer moves: a non-finite loss ends the run everywhere.
+def agree(accelerator: Accelerator, loss: Tensor, norm: Tensor, stop: Stop, due: bool, step: int) -> tuple[int, bool]:
+    """All ranks look at the same flags before the optimizer moves: what is not finite ends the run everywhere.
 
     The one exchange of a step beside that of gradients, and the one place where it waits for the device.
 
     Args:
         accelerator: The ranks.
         loss: This rank's.
+        norm: Of the gradients, which may overflow where the loss does not.
         stop: What signals it was sent.
         due: Whether a snapshot is due; rank 0 says so for all, as clocks differ.
         step: For the message.
@@ -113,17 +114,18 @@ def agree(accelerator: Accelerator, loss: Tensor, stop: Stop, due: bool, step: i
         The exit code that a signal to any rank asks for, or 0; and whether to save.
 
     Raises:
-        DivergedError: the loss is not finite on some rank.
+        DivergedError: the loss or a gradient is not finite on some rank.
     """
     due = due and accelerator.is_main_process
-    bad = (~torch.isfinite(loss)).float()
-    flags = torch.stack([bad, torch.full_like(bad, stop.code), torch.full_like(bad, due)])
+    bad, steep = ((~torch.isfinite(one.detach())).float() for one in (loss, norm))
+    flags = torch.stack([bad, steep, torch.full_like(bad, stop.code), torch.full_like(bad, due)])
     if accelerator.num_processes > 1:
         torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
-    diverged, code, save = flags.tolist()
-    if diverged:
+    lost, overflown, code, save = flags.tolist()
+    if lost or overflown:
+        what = "the loss is" if lost else "the gradients are"
         raise DivergedError(
-            f"the loss is not finite at step {step}", "the last snapshot is intact: lower --lr, which starts over"
+            f"{what} not finite at step {step}", "the last snapshot is intact: lower --lr, which starts over"
         )
     return int(code), bool(save or code)
 

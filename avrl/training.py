@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,12 +19,14 @@ from avrl import checkpoint
 from avrl.artifact import SCRATCH
 from avrl.augment import augment
 from avrl.averaging import adopt, average
-from avrl.cost import cost, sentence, speed
+from avrl.cost import cost, sentence
 from avrl.curve import Curve
+from avrl.devices import accelerator_of, arithmetic, device_name
 from avrl.errors import ConfigError
 from avrl.objectives import Network, modules
+from avrl.pace import Clock, speed
 from avrl.pairs import Pairs, Sampling, sent
-from avrl.ranks import Stop, Stopped, agree, lost_ranks, patience, require_shared
+from avrl.ranks import Stop, Stopped, agree, lost_ranks, require_shared
 from avrl.store import opened
 from avrl.watch import Watch
 
@@ -101,11 +103,11 @@ def train(out: Path, frames: Path, recipe: Recipe) -> dict[str, Any]:
 
     Raises:
         ConfigError: the batch does not divide among the ranks, which share no folder, or the episodes are too few.
-        DivergedError: the loss is not finite; no weights of that step are kept anywhere.
+        DivergedError: the loss or a gradient is not finite; no weights of that step are kept anywhere.
         Stopped: a signal came; the state is saved.
         TemporaryError: another rank died, or does not answer.
     """
-    accelerator = _accelerator(recipe)
+    accelerator = accelerator_of(recipe.device, recipe.precision)
     world, rank = accelerator.num_processes, accelerator.process_index
     pairs = _pairs(frames, recipe, world)
     learner = _Learner(recipe, accelerator, out / SCRATCH / "snapshots")
@@ -114,16 +116,19 @@ def train(out: Path, frames: Path, recipe: Recipe) -> dict[str, Any]:
     curve = Curve(total, pairs.steps_per_epoch, recipe.batch_size, learner.found)
     first = learner.found.step if learner.found else 0
     require_shared(accelerator, out, first)
-    saved = begun = time.monotonic()
+    saved = time.monotonic()
     watch = Watch(out, recipe, pairs, learner.objective, learner.optimizer, curve, first, rank)
+    clock = Clock(pairs)
     with Stop() as stop, watch, curve.progress(first, rank) as bar:
         for step, batch in enumerate(pairs.stream(first, total, rank, world), first):
             lr = learning_rate(step, total, warmup, recipe.lr)
-            losses = learner.losses(batch)
+            losses, norm = learner.losses(batch), learner.clip()
             due = time.monotonic() - saved > 60 * recipe.save_minutes
-            code, due = agree(accelerator, losses["loss"], stop, due, step)
-            watch.see(curve.add(step, losses, learner.move(step, lr), lr, accelerator))
+            code, due = agree(accelerator, losses["loss"], norm, stop, due, step)
+            learner.move(step, lr)
+            watch.see(curve.add(step, losses, norm, lr, accelerator))
             bar.update()
+            clock.tick()
             if due and step + 1 < total:
                 learner.save(curve.snapshot(step + 1, accelerator))
                 saved = time.monotonic()
@@ -134,15 +139,15 @@ def train(out: Path, frames: Path, recipe: Recipe) -> dict[str, Any]:
         learner.settle()
         checkpoint.save(out, learner.objective, recipe.network)
     accelerator.wait_for_everyone()
-    seconds = max(time.monotonic() - begun, 1e-9)
+    rate, waited = clock.pace()
     return {
-        **learner.facts((total - first) * recipe.batch_size / seconds),
+        **learner.facts(rate * recipe.batch_size),
         "steps": total,
         "samples": total * recipe.batch_size,
         "final_loss": curve.rows[-1]["loss"],
         "final_skill": curve.rows[-1]["skill"],
         "final_held_out_skill": curve.rows[-1]["held_out_skill"],
-        "data_wait": round(pairs.waited_s / seconds, 4),
+        "data_wait": round(waited, 4),
     }
 
 
@@ -159,16 +164,29 @@ class _Learner:
     def __init__(self, recipe: Recipe, accelerator: Accelerator, snapshots: Path) -> None:
         self.recipe, self.accelerator, self.snapshots = recipe, accelerator, snapshots
         self.network = Network(**recipe.network)
+        self.device, self.arithmetic = device_name(accelerator), arithmetic(accelerator)
         if accelerator.is_main_process:
             log.info("%s", sentence(self.network, cost(self.network)))
             log.info("%s", recipe.sentence())
+            log.info("%s x %s, products of matrices in %s", accelerator.num_processes, self.device, self.arithmetic)
         self.objective = checkpoint.build(recipe.network)
         modules(self.objective).to(accelerator.device)
         groups = _groups(self.objective, recipe.weight_decay)
         # Fused: .28 of the default's time on one CPU core, .17 of foreach's (Two-Stream base; tiny: .31 and .21).
         self.optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=BETAS, fused=True)
         self.found = checkpoint.load_snapshot(snapshots, self.objective, self.optimizer)
+        self._note_arithmetic()
         self.model, self.wrapped = accelerator.prepare(modules(self.objective), self.optimizer)
+
+    def _note_arithmetic(self) -> None:
+        """All arithmetic that the run has seen: with "auto" it is the machine's, and machines change on the way."""
+        before = self.found.arithmetic if self.found else ""
+        known = before.split(" and ") if before else []
+        self.arithmetics = " and ".join(known + [one for one in [self.arithmetic] if one not in known])
+        if known and self.arithmetic not in known and self.accelerator.is_main_process:
+            log.warning(
+                "the run was begun in %s and goes on in %s; --precision holds it to one", before, self.arithmetic
+            )
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Forward and backward, part by part; the mean over the parts. Ranks exchange gradients once, at the last."""
@@ -191,16 +209,19 @@ class _Learner:
             found: dict[str, Tensor] = self.model(frames_BTHWC, sent(part.gap_B, to), sent(part.seed_B, to))
         return found
 
-    def move(self, step: int, lr: float) -> Tensor:
-        """Step along the gradients; returns their norm before clipping."""
+    def clip(self) -> Tensor:
+        """Clip the gradients; returns their norm before that, the same on all ranks."""
+        norm: Tensor = self.accelerator.clip_grad_norm_(self.model.parameters(), CLIP)
+        return norm
+
+    def move(self, step: int, lr: float) -> None:
+        """Step along the gradients."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        norm: Tensor = self.accelerator.clip_grad_norm_(self.model.parameters(), CLIP)
         self.wrapped.step()
         self.wrapped.zero_grad()
         if self.recipe.ema:
             average(self.optimizer, self.recipe.ema, step)
-        return norm
 
     def settle(self) -> None:
         """Put the weights to publish into the network, after the last step."""
@@ -210,14 +231,15 @@ class _Learner:
     def save(self, snapshot: Snapshot) -> None:
         """Publish a snapshot; the other ranks wait for the first."""
         if self.accelerator.is_main_process:
+            refused = self.found.refused if self.found else ()
+            snapshot = replace(snapshot, arithmetic=self.arithmetics, refused=refused)
             checkpoint.save_snapshot(self.snapshots, self.objective, self.optimizer, snapshot)
         self.accelerator.wait_for_everyone()
 
     def facts(self, rate: float) -> dict[str, Any]:
         """What ran, on what, and how fast: at so many samples a second."""
-        on_gpu, processes = self.accelerator.device.type == "cuda", self.accelerator.num_processes
-        device, arithmetic = torch.cuda.get_device_name() if on_gpu else "cpu", _arithmetic(self.accelerator)
-        pace = speed(self.network, rate, device, arithmetic, processes)
+        processes = self.accelerator.num_processes
+        pace = speed(self.network, rate, self.device, self.arithmetic, processes)
         if self.accelerator.is_main_process:
             log.info("%s", ", ".join(f"{name.replace('_', ' ')}: {figure}" for name, figure in pace.items()))
         return {
@@ -225,37 +247,11 @@ class _Learner:
             **cost(self.network),
             "baseline": self.objective.baseline,
             "weights": f"running mean, decay {self.recipe.ema}" if self.recipe.ema else "last step",
-            "device": device,
+            "device": self.device,
             "processes": processes,
-            "arithmetic": arithmetic,
+            "arithmetic": self.arithmetics,
             **pace,
         }
-
-
-def _accelerator(recipe: Recipe) -> Accelerator:
-    """Devices, ranks and arithmetic; ranks wait for each other so long and no longer."""
-    from accelerate import Accelerator, InitProcessGroupKwargs
-
-    return Accelerator(
-        cpu=recipe.device == "cpu",
-        mixed_precision=_precision(recipe),
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=patience())],
-    )
-
-
-def _precision(recipe: Recipe) -> str:
-    """Accelerate's word for the arithmetic: bf16 where the device has it, unless fp32 is asked for."""
-    can = recipe.device != "cpu" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    if recipe.precision == "bf16" and not can:
-        raise ConfigError("--precision bf16 needs a GPU that has it", "leave it at auto, or ask for fp32")
-    return "bf16" if can and recipe.precision != "fp32" else "no"
-
-
-def _arithmetic(accelerator: Accelerator) -> str:
-    """What a product of matrices really comes out as: an autocast that is off says so here."""
-    one = torch.ones(1, 1, device=accelerator.device)
-    with accelerator.autocast():
-        return str((one @ one).dtype).removeprefix("torch.")
 
 
 def _groups(objective: Objective, weight_decay: float) -> list[dict[str, Any]]:

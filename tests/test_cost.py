@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -7,8 +8,9 @@ from made import frame_store
 from test_training import recipe
 
 from avrl import checkpoint
-from avrl.cost import PEAK, cost, encoder_parameters, sentence, speed
+from avrl.cost import cost, encoder_parameters, sentence
 from avrl.objectives import Network, modules, vit
+from avrl.pace import PEAK, Clock, speed
 from avrl.training import train
 
 
@@ -38,8 +40,7 @@ def test_two_streams_cost_two_transformers_and_the_exchanges():
     shape, n = vit.SIZES["base"], 196
     found = cost(Network(**network("two-stream", size="base", image_size=224)))
     embed = 2 * n * 9 * 256 * 768
-    sobel = 2 * 2 * 9 * 224**2  # a convolution like any other, to torch
-    whole = embed + sobel + 2 * blocks(1 + n, 768, shape.depth) + 2 * blocks(2, 768, 1) + 2 * 2 * 768 * 768
+    whole = embed + 2 * blocks(1 + n, 768, shape.depth) + 2 * blocks(2, 768, 1) + 2 * 2 * 768 * 768
     assert found["encoder_flops"] == whole
 
 
@@ -68,6 +69,26 @@ def test_utilisation_is_three_forward_passes_over_the_peak_of_all_gpus(monkeypat
 @pytest.mark.parametrize(("device", "arithmetic"), [("a GPU of tomorrow", "bfloat16"), ("NVIDIA H200", "float32")])
 def test_utilisation_is_not_told_where_the_peak_is_another_or_unknown(device, arithmetic):
     assert speed(Network(**network("videomae")), 12.34, device, arithmetic, 1) == {"samples_per_second": 12.3}
+
+
+def test_the_clock_leaves_the_first_step_out_and_what_comes_after_the_last(monkeypatch):
+    """The first takes 100 s, of which frames come in 90; three more take 2 s each, of which half a second."""
+    times = iter([0.0, 100.0, 102.0, 104.0, 106.0])
+    monkeypatch.setattr("avrl.pace.time.monotonic", lambda: next(times))
+    pairs = SimpleNamespace(waited_s=0.0)
+    clock = Clock(pairs)
+    for waited in (90.0, 90.5, 91.0, 91.5):
+        pairs.waited_s = waited
+        clock.tick()
+    assert clock.pace() == (0.5, 0.25)
+
+
+def test_a_run_of_one_step_is_timed_whole(monkeypatch):
+    times = iter([0.0, 4.0])
+    monkeypatch.setattr("avrl.pace.time.monotonic", lambda: next(times))
+    clock = Clock(SimpleNamespace(waited_s=0.0))
+    clock.tick()
+    assert clock.pace() == (0.25, 0.0)
 
 
 def test_counting_moves_no_random_state_and_makes_no_weights():

@@ -26,6 +26,7 @@ from avrl import checkpoint, curve, training
 from avrl.artifact import SCRATCH, sha256_of
 from avrl.averaging import decay_of
 from avrl.config import as_json
+from avrl.devices import accelerator_of
 from avrl.errors import AvrlError, ConfigError, UnsharedError
 from avrl.objectives import modules
 from avrl.pairs import Pairs, Sampling
@@ -114,7 +115,8 @@ def test_one_process_stopped_after_every_step_leaves_what_an_undisturbed_one_doe
 def exchanges(out, frames, asked):
     """How often two ranks exchange gradients in a step."""
     calls = []
-    learner = training._Learner(asked, Accelerator(cpu=True), out / "none")
+    learner = training._Learner(asked, accelerator_of("cpu", "auto"), out / "none")
+    assert not learner.model.will_sync_module_buffers()
     learner.model.register_comm_hook(None, lambda _, bucket: (calls.append(1), allreduce_hook(None, bucket))[1])
     rank = learner.accelerator.process_index
     learner.losses(Pairs(FrameStore(frames), asked.sampling, asked.batch_size).batch(0, rank, 2))
@@ -139,9 +141,9 @@ def agreed():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.distributed, "all_reduce", lambda *args, **more: calls.append(1) or real(*args, **more))
         found = {
-            "signal to 1": agree(accelerator, loss, Stop(143 if rank == 1 else 0), False, 0),
-            "due on 0": agree(accelerator, loss, Stop(), rank == 0, 0),
-            "due on 1": agree(accelerator, loss, Stop(), rank == 1, 0),
+            "signal to 1": agree(accelerator, loss, loss, Stop(143 if rank == 1 else 0), False, 0),
+            "due on 0": agree(accelerator, loss, loss, Stop(), rank == 0, 0),
+            "due on 1": agree(accelerator, loss, loss, Stop(), rank == 1, 0),
         }
     return {**found, "exchanges": len(calls)}
 

@@ -3,14 +3,17 @@
 import errno
 import os
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
 import ranked
 import torch
+from safetensors.torch import save_file
 from test_training import recipe
 
 from avrl import checkpoint
+from avrl.artifact import sweep
 from avrl.cache import Cache
 from avrl.checkpoint import Snapshot, load_snapshot, save_snapshot
 from avrl.stage import _is_full
@@ -69,6 +72,24 @@ def test_a_damaged_newest_one_does_not_take_the_place_of_a_good_one(tmp_path, le
     assert names(tmp_path) == name_of(3, 4)
 
 
+def test_a_damaged_one_is_not_counted_among_those_that_stay(tmp_path, learner):
+    save(tmp_path, learner, 2, 3)
+    (tmp_path / name_of(3)[0] / "model.safetensors").write_bytes(b"?")
+    found = load_snapshot(tmp_path, *learner)
+    assert (found.step, list(found.refused)) == (2, name_of(3))
+    for step, stay in ((5, (2, 5)), (6, (5, 6))):
+        save_snapshot(tmp_path, *learner, Snapshot(step, [], [], refused=found.refused))
+        assert names(tmp_path) == name_of(*stay)
+
+
+def test_a_damaged_one_that_is_made_again_is_good(tmp_path, learner):
+    save(tmp_path, learner, 2, 3)
+    (tmp_path / name_of(3)[0] / "model.safetensors").write_bytes(b"?")
+    refused = load_snapshot(tmp_path, *learner).refused
+    save_snapshot(tmp_path, *learner, Snapshot(3, [], [], refused=refused))
+    assert load_snapshot(tmp_path, *learner).step == 3
+
+
 def test_all_of_a_snapshot_is_on_the_disk_before_it_has_its_name(tmp_path, learner, monkeypatch):
     synced, real = [], (os.fsync, Path.rename)
 
@@ -110,3 +131,25 @@ def test_two_ranks_on_a_full_disk_end_with_the_code_of_a_full_disk(tmp_path):
         assert len(list(place.glob("checkpoints/.partial-*/scratch/snapshots/step-*"))) == 2
     finally:
         subprocess.run(["umount", "-l", place], check=True)
+
+
+def test_what_safetensors_leaves_when_it_is_killed_is_swept_away(tmp_path):
+    """Its name until it is whole is told by a watch on the folder; such a file was once published with a checkpoint."""
+    seen, done = set(), threading.Event()
+
+    def watch():
+        while not done.is_set():
+            seen.update(names(tmp_path))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    for _ in range(20):
+        save_file({"x": torch.zeros(2**20)}, tmp_path / "model.safetensors")
+    done.set()
+    watcher.join()
+    left = seen - {"model.safetensors"}
+    assert left  # else this test has nothing to say of safetensors' way any more
+    for name in left:
+        (tmp_path / name).write_bytes(b"half")
+    sweep(tmp_path)
+    assert names(tmp_path) == ["model.safetensors"]

@@ -189,6 +189,27 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_no_weights(frames, tm
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_gradients_that_are_not_finite_end_the_run_though_the_loss_is(last, frames, tmp_path, monkeypatch):
+    """At the third step, or at the last, after which the weights would be published."""
+    real, steps = training.checkpoint.build, iter(range(100))
+
+    def overflowing(network):
+        objective = real(network)
+        next(modules(objective).parameters()).register_hook(
+            lambda grad: grad * torch.inf if next(steps) == (9 if last else 2) else grad
+        )
+        return objective
+
+    monkeypatch.setattr(training.checkpoint, "build", overflowing)
+    with pytest.raises(DivergedError, match=f"the gradients are not finite at step {9 if last else 2}"):
+        train(tmp_path, frames, recipe(save_minutes=0.0))
+    assert not (tmp_path / "model.safetensors").exists()
+    kept = [load_file(path) for path in tmp_path.rglob("*.safetensors")]
+    assert len(kept) == 4
+    assert all(torch.isfinite(one).all() for state in kept for one in state.values())
+
+
 def test_a_batch_that_does_not_divide_is_refused(frames, tmp_path):
     process = two_ranks(tmp_path / "out", frames, batch_size=5)
     assert "does not divide among 2 processes" in process.communicate()[1]
@@ -209,6 +230,16 @@ def test_a_flipped_bit_in_the_newest_snapshot_falls_back_to_the_one_before(name,
     assert found is not None
     assert found.step == 2
     assert "step-000000003" in caplog.text
+
+
+def test_a_run_that_changes_its_arithmetic_on_the_way_says_so(frames, tmp_path, monkeypatch, caplog):
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "arithmetic", lambda accelerator: "bfloat16")
+        stop_after(patch, 3)
+        with pytest.raises(Stopped):
+            train(tmp_path, frames, recipe())
+    assert train(tmp_path, frames, recipe())["arithmetic"] == "bfloat16 and float32"
+    assert "the run was begun in bfloat16 and goes on in float32" in caplog.text
 
 
 def test_when_every_snapshot_is_damaged_the_run_refuses_rather_than_starts_over(tmp_path):

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from avrl.cost import speed
 from avrl.objectives import OBJECTIVES, modules
+from avrl.pace import speed
 from avrl.pairs import Batch, Pairs, Sampling
 from avrl.store import SHARD, FrameStore
 from avrl.training import CLIP, Recipe, _accelerator, _Learner, train

@@ -43,6 +43,14 @@ def test_p_is_what_scipy_makes_of_it():
         np.testing.assert_allclose(found[2:], img, atol=1e-6)
 
 
+def test_p_is_the_same_under_autocast():
+    smooth = torch.linspace(0, 1, 32).expand(1, 3, 32, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = parvo(smooth)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, parvo(smooth))
+
+
 def test_a_flat_picture_gives_no_edges_and_no_nan():
     p = parvo(torch.full((1, 3, 32, 32), 0.5))
     assert torch.isfinite(p).all()
