@@ -17,12 +17,20 @@ RISE = 2.0  # times the best span's loss
 # falls to .3 of its rank at the first look and patches to .5 on the sample; in other runs to .04 (94 to 4).
 FLAT_RANK = 1.5
 FLAT_STD = 0.01
+# The plan's loss weights in a small budget (tests/benchmarks/RESULTS.md): held-out skill of .00 while all else is well.
+NO_SKILL = 0.01
+PATIENT = 3  # looks in a row after the warm-up
 
 
 class Alarms:
-    """What to warn of, row by row of the log; a kind that was told is not told again."""
+    """What to warn of, row by row of the log; a kind that was told is not told again.
 
-    def __init__(self) -> None:
+    Args:
+        warmup: Steps of the warm-up.
+    """
+
+    def __init__(self, warmup: int = 0) -> None:
+        self._warmup, self._idle = warmup, 0
         self._losses: deque[float] = deque(maxlen=SPAN)
         self._best = math.inf
         self._told: set[str] = set()
@@ -41,6 +49,14 @@ class Alarms:
             self._best = min(self._best, mean)
         if mean > RISE * self._best:
             found["loss"] = f"the loss rose to {mean:.4g} from {self._best:.4g}; a lower --lr may cure it"
+        skill = row["held_out_skill"]
+        if skill is not None and row["step"] > self._warmup:
+            self._idle = self._idle + 1 if skill < NO_SKILL else 0
+            if self._idle >= PATIENT:
+                found["skill"] = (
+                    f"held-out skill is {skill:.3f}, no better than its baseline so far; another --lr, --loss-decay "
+                    "or --sample-decay may cure it"
+                )
         for code in ("cls", "patches"):
             rank, std = row[f"rank_{code}"], row[f"std_{code}"]
             if std is not None and std < FLAT_STD:

@@ -48,14 +48,15 @@ def _name(checkpoint: Artifact) -> str:
 
 def _rest(checkpoint: Artifact) -> Effect:
     rows = log(checkpoint)
-    tenth = rows.height // 10
+    share = rows["step"] / rows["step"][-1]  # rows of a long run are short at first
+    last, before = (rows["skill"].filter((share > low) & (share <= low + 0.1)).to_numpy() for low in (0.9, 0.8))
     sample = say("{steps} steps, {samples} samples", steps=f"{rows['step'][-1]:,}", samples=f"{rows['samples'][-1]:,}")
     held = rows["held_out_skill"].drop_nulls() if "held_out_skill" in rows.columns else pl.Series(dtype=pl.Float64)
-    if tenth < 2 or held.is_empty():
+    if min(len(last), len(before)) < 2 or held.is_empty():
         return Effect(UNDECIDED, say("too short, or never looked at"), sample=sample, decides="avrl pretrain --epochs")
     rank = rows["rank_cls"].drop_nulls().to_list()[-1:] if "rank_cls" in rows.columns else []
-    last, before = (rows["skill"].tail(2 * tenth).slice(place, tenth).to_numpy() for place in (tenth, 0))
-    rise, error = last.mean() - before.mean(), 1.96 * math.sqrt((last.var(ddof=1) + before.var(ddof=1)) / tenth)
+    error = 1.96 * math.sqrt(sum(one.var(ddof=1) / len(one) for one in (last, before)))
+    rise = last.mean() - before.mean()
     skill = float(held[-1])
     collapsed = bool(rank) and rank[0] < COLLAPSED
     measure = say("held-out skill; last tenth {rise}", rise=f"{rise:+.3f} [{rise - error:+.3f}, {rise + error:+.3f}]")

@@ -1,5 +1,7 @@
 """The training curve: ``log.parquet``, one row a window of steps, and the progress line on a terminal.
 
+Windows are short at first, so that a run of days has something to say of itself in its first minute.
+
 `avrl.watch` writes each row down as it comes and adds what it finds on held-out pairs, now and then. How often is a
 runtime option, so that goes into a file of its own, ``looks/held-out.parquet``, beside the pictures.
 
@@ -31,7 +33,8 @@ FOUND = (  # by `avrl.watch`, now and then
     "probe_r2",
 )
 HELD_OUT = f"{LOOKS}/held-out.parquet"
-ROWS = 1000  # of a run, whatever its length: a row is the mean over a window of steps
+ROWS = 1000  # of a run at its last pace, whatever its length: a row is the mean over a window of steps
+FIRST = 64  # rows of one step each; then as many of two, of four, up to the last pace
 
 
 class Curve:
@@ -46,7 +49,7 @@ class Curve:
 
     def __init__(self, total: int, steps_per_epoch: int, batch_size: int, found: Snapshot | None) -> None:
         self.total, self.steps_per_epoch, self.batch_size = total, steps_per_epoch, batch_size
-        self.window = max(1, math.ceil(total / ROWS))
+        self.window = 1 << (math.ceil(total / ROWS) - 1).bit_length()
         self.rows: list[Row] = list(found.rows) if found else []
         self._sums: Tensor | None = torch.tensor(found.window, dtype=torch.float64) if found and found.window else None
         self._bar: Any = None
@@ -63,10 +66,10 @@ class Curve:
         values = torch.stack([losses["loss"], losses["error"], losses["reference"], norm]).detach().double()
         self._sums = values if self._sums is None else self._sums.to(values.device) + values
         done = step + 1
-        if done % self.window and done != self.total:
+        if done % self.window_at(done) and done != self.total:
             return None
         sums = accelerator.reduce(self._sums, "mean").tolist()
-        count = self.window if done % self.window == 0 else done % self.window
+        count = done - int(self.rows[-1]["step"] or 0) if self.rows else done
         loss, error, reference, grad_norm = (value / count for value in sums)
         self._sums = None
         skill = 1 - error / reference if reference > 0 else math.nan
@@ -77,6 +80,10 @@ class Curve:
             rate = (self._bar.format_dict.get("rate") or 0) * self.batch_size
             self._bar.set_postfix_str(f"loss {loss:.5f}, skill {skill:.3f}, {rate:.0f} samples/s", refresh=False)
         return row
+
+    def window_at(self, done: int) -> int:
+        """Steps of the row that a step is in: powers of two, so that rows of one length end where the next begin."""
+        return min(self.window, 1 << max(0, (done // FIRST).bit_length() - 1))
 
     def snapshot(self, step: int, accelerator: Accelerator) -> Snapshot:
         """The state of the log after so many steps, the same on every rank from here on."""

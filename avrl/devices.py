@@ -1,16 +1,24 @@
-"""Devices: the accelerator that a run trains on, and the arithmetic that it does there."""
+"""Devices: the accelerator that a run trains on, the arithmetic that it does there, and compiled code for it."""
 
 from __future__ import annotations
 
+import contextlib
+import warnings
 from typing import TYPE_CHECKING
 
 import torch
 
-from avrl.errors import ConfigError
+from avrl.errors import ConfigError, MissingError
+from avrl.objectives import vit
 from avrl.ranks import patience
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from accelerate import Accelerator
+    from torch import nn
+
+COMPILER = "inductor"  # torch's name for it
 
 
 def accelerator_of(device: str, precision: str) -> Accelerator:
@@ -55,3 +63,28 @@ def arithmetic(accelerator: Accelerator) -> str:
 def device_name(accelerator: Accelerator) -> str:
     """Torch's name of the GPU, or ``cpu``."""
     return torch.cuda.get_device_name() if accelerator.device.type == "cuda" else "cpu"
+
+
+def compile_blocks(network: nn.Module) -> None:
+    """Have the transformer blocks compiled when they first run, one for all: whole networks took over 400 s."""
+    # Of torch's own making, as it looks at what it compiles for.
+    warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)
+    for part in network.modules():
+        if isinstance(part, vit.Block):
+            part.compile(backend=COMPILER, dynamic=False)
+
+
+@contextlib.contextmanager
+def compiling() -> Iterator[None]:
+    """Tell in a line that nothing can be compiled here.
+
+    Raises:
+        MissingError: there is no compiler, or it fails.
+    """
+    try:
+        yield
+    except torch._dynamo.exc.TorchDynamoException as error:
+        said = " ".join(str(getattr(error, "inner_exception", error)).split())
+        raise MissingError(
+            f"--compile fails here: {said[:160]}", "leave --compile out, or see to a C++ compiler (and Triton for GPUs)"
+        ) from error

@@ -6,11 +6,14 @@ A run that goes on cuts it back to the rows of its snapshot; in the end `avrl.cu
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from avrl import trackers
 from avrl.alarms import Alarms
@@ -19,6 +22,7 @@ from avrl.averaging import adopted
 from avrl.looks import Looks
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
     from typing import Self
 
@@ -31,7 +35,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LOOKS = 20  # of a run, unless asked for otherwise
+LOOKS = 20  # of a run, unless asked for otherwise, and those before the first of them
 APART = 250  # steps between them at least: a look costs as much as some ten steps of batch 8, and three of batch 24
 NAME = "log.jsonl"
 
@@ -47,6 +51,7 @@ class Watch:
         optimizer: With the running mean of the weights, where that is what will be published: looks are at it.
         curve: Its log, with the rows of an earlier call.
         first: Step at which it goes on.
+        warmup: Steps of the warm-up, in which little is learned.
         rank: Of this process.
     """
 
@@ -59,6 +64,7 @@ class Watch:
         optimizer: Optimizer,
         curve: Curve,
         first: int,
+        warmup: int,
         rank: int,
     ) -> None:
         self.first_rank, self.total, self.optimizer = rank == 0, curve.total, optimizer
@@ -66,9 +72,9 @@ class Watch:
             return
         self.looks = Looks(pairs.store, recipe.sampling, objective, out)
         self.looks.cut_back(first)
-        self.look_every = rows_apart(recipe.look_every or max(APART, curve.total // LOOKS), curve.window)
-        self.probe_every = rows_apart(recipe.probe_every, curve.window)
-        self.alarms = Alarms()
+        self.look_every, self.probe_every = recipe.look_every, recipe.probe_every
+        self.before = int(curve.rows[-1]["step"] or 0) if curve.rows else 0
+        self.alarms = Alarms(warmup)
         for row in curve.rows:
             self.alarms.heard(row)
         path = out / SCRATCH / NAME
@@ -90,6 +96,12 @@ class Watch:
             if self.sink:
                 self.sink.close()
 
+    @contextlib.contextmanager
+    def _at_rest(self) -> Iterator[None]:
+        """The weights that will be published; and nothing is compiled for the few passes of a look."""
+        with adopted(self.optimizer), torch.compiler.set_stance("force_eager"):
+            yield
+
     def see(self, row: Row | None) -> None:
         """Look at the run if it is time to, write the row down, pass it on, and warn if it says so.
 
@@ -98,13 +110,15 @@ class Watch:
         """
         if not self.first_rank or row is None:
             return
-        step = int(row["step"] or 0)
+        before, step = self.before, int(row["step"] or 0)
+        self.before = step
         last, batches = step == self.total, bool(self.looks.batches)
-        if batches and (last or step % self.look_every == 0):
-            with adopted(self.optimizer):
+        fresh = looks_until(step, self.total, self.look_every) > looks_until(before, self.total, self.look_every)
+        if batches and (last or fresh):
+            with self._at_rest():
                 row |= self.looks.look(step)
-        if batches and self.probe_every and (last or step % self.probe_every == 0):
-            with adopted(self.optimizer):
+        if batches and self.probe_every and (last or step // self.probe_every > before // self.probe_every):
+            with self._at_rest():
                 row["probe_r2"] = self.looks.probe()
         self.file.write(line(row))
         if self.sink:
@@ -113,9 +127,18 @@ class Watch:
             log.warning("%s", words)
 
 
-def rows_apart(steps: int, window: int) -> int:
-    """So many steps as whole rows of the log, rounded up: what a look finds stands in the row of its step."""
-    return -(-steps // window) * window
+def looks_until(step: int, total: int, asked: int = 0) -> int:
+    """How many looks are due up to a step: what a look finds stands in the first row that ends there or later.
+
+    Args:
+        step: Steps done.
+        total: Of the run.
+        asked: Steps between looks. 0: after 250, 500, 1000, ... steps, and `LOOKS` times over the whole run.
+    """
+    if asked:
+        return step // asked
+    every = max(APART, total // LOOKS)
+    return (min(step, every - 1) // APART).bit_length() + step // every
 
 
 def line(row: Row) -> str:

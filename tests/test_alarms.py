@@ -31,6 +31,18 @@ def test_a_run_that_diverges_in_its_first_rows_is_told_as_soon_as_there_is_a_spa
     assert words.startswith(f"step {SPAN + 1}: the loss rose")
 
 
+def test_a_run_that_learns_nothing_after_its_warm_up_is_told():
+    idle = rows([1.0] * 10, held_out_skill=0.003)
+    assert [row for row in map(Alarms(7).heard, idle[:9]) if row] == []
+    alarms = Alarms(6)
+    (words,) = [one for row in idle for one in alarms.heard(row)]
+    assert words.startswith("step 9: held-out skill is 0.003, no better than its baseline so far")
+
+
+def test_a_skill_that_comes_and_goes_is_left_alone():
+    assert told([row for skill in (0.0, 0.0, 0.02) * 5 for row in rows([1.0], held_out_skill=skill)]) == []
+
+
 @pytest.mark.parametrize("code", ["cls", "patches"])
 def test_a_code_that_collapses_is_told_by_name_and_kind(code):
     flat = rows([1.0] * 3, **{f"rank_{code}": 1.1, f"std_{code}": 0.2})

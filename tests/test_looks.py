@@ -26,6 +26,7 @@ from avrl.store import FrameStore
 from avrl.sync import syncing
 from avrl.training import train
 from avrl.watch import NAME as ROWS
+from avrl.watch import looks_until
 
 SPARSE = Sampling(0, 4, 0.8, 1)
 SHORT = {"epochs": 1, "sampling": SPARSE, "look_every": 4, "probe_every": 9}
@@ -84,6 +85,19 @@ def trained(out, frames, **options):
 
 def digest(out):
     return digest_of(hash_files(out))
+
+
+def test_a_run_of_weeks_is_looked_at_early_and_then_twenty_times():
+    due = [
+        step
+        for step in range(1, 5_800_001, 250)
+        if looks_until(step + 249, 5_800_000) > looks_until(step - 1, 5_800_000)
+    ]
+    found = [step + 249 for step in due]
+    assert found[:11] == [250 * 2**k for k in range(11)]
+    assert found[11:] == [290_000 * k for k in range(1, 21)]
+    assert [looks_until(step, 840) for step in (249, 250, 499, 500, 840)] == [0, 1, 1, 2, 3]
+    assert [looks_until(step, 840, 100) for step in (99, 100, 250)] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("objective", ["two-stream", "single-stream", "videomae"])

@@ -75,6 +75,7 @@ def runs(out, frames, asked):
         patch.setattr(Pairs, "stream", noted)
         patch.setattr(checkpoint, "KEPT", STEPS)
         patch.setattr(curve, "ROWS", 3)  # windows of 2 steps, so that stops fall into one
+        patch.setattr(curve, "FIRST", 1)
         for name in ("undisturbed", "saved", "stopped"):
             (out / name).mkdir(parents=True, exist_ok=True)
             seen.clear()

@@ -13,10 +13,10 @@ import torch
 from made import frame_store
 from safetensors.torch import load_file, save_file
 
-from avrl import checkpoint, training
+from avrl import checkpoint, devices, training
 from avrl.artifact import sha256_of
 from avrl.checkpoint import Snapshot
-from avrl.errors import ConfigError, DivergedError, IntegrityError
+from avrl.errors import ConfigError, DivergedError, IntegrityError, MissingError
 from avrl.objectives import modules
 from avrl.pairs import Sampling
 from avrl.ranks import Stopped
@@ -113,11 +113,26 @@ def test_long_runs_log_means_over_windows(frames, tmp_path, monkeypatch):
     (tmp_path / "few").mkdir()
     train(tmp_path / "all", frames, recipe())
     monkeypatch.setattr(curve, "ROWS", 3)
+    monkeypatch.setattr(curve, "FIRST", 1)
     train(tmp_path / "few", frames, recipe())
     every, few = (pl.read_parquet(tmp_path / name / "log.parquet") for name in ("all", "few"))
-    assert few["step"].to_list() == [4, 8, 10]
-    assert few["loss"][1] == pytest.approx(every["loss"][4:8].mean())
-    assert few["loss"][2] == pytest.approx(every["loss"][8:].mean())
+    assert few["step"].to_list() == [1, 2, 4, 8, 10]  # windows of 1, 2 and 4
+    assert few["loss"][3] == pytest.approx(every["loss"][4:8].mean())
+    assert few["loss"][4] == pytest.approx(every["loss"][8:].mean())
+
+
+def test_the_rows_of_a_run_of_weeks_begin_with_its_first_step():
+    """EgoDex part 1 by the plan: 5.8 million steps."""
+    from avrl.curve import FIRST, ROWS, Curve
+
+    total = 5_800_000
+    curve = Curve(total, total // 30, 24, None)
+    ends = [done for done in [*range(1, 20_000), *range(20_480, total, 1024)] if done % curve.window_at(done) == 0]
+    assert ends[:FIRST] == list(range(1, FIRST + 1))
+    assert len([one for one in ends if one <= 10_000]) > 300
+    assert len(ends) < 2 * ROWS
+    assert all(window & (window - 1) == 0 for window in {curve.window_at(done) for done in ends})
+    assert [Curve(n, 1, 1, None).window for n in (1, 1000, 1001, 3000)] == [1, 1, 2, 4]
 
 
 def test_the_learning_rate_warms_up_and_ends_at_zero():
@@ -274,6 +289,37 @@ def test_bf16_on_a_device_without_it_is_refused_and_the_facts_say_what_ran(frame
     with pytest.raises(ConfigError, match="bf16"):
         train(tmp_path, frames, recipe(precision="bf16", device="auto"))
     assert train(tmp_path, frames, recipe())["arithmetic"] == "float32"
+
+
+@pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_blocks_train_the_same_and_resume_exactly(compiler, frames, tmp_path, monkeypatch):
+    monkeypatch.setattr(devices, "COMPILER", compiler)
+    outs = {name: tmp_path / name for name in ("plain", "compiled", "stopped")}
+    for out in outs.values():
+        out.mkdir()
+    asked = recipe("two-stream", compile=True)
+    train(outs["plain"], frames, recipe("two-stream"))
+    train(outs["compiled"], frames, asked)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4)
+        with pytest.raises(Stopped):
+            train(outs["stopped"], frames, asked)
+    train(outs["stopped"], frames, asked)
+    assert files(outs["stopped"]) == files(outs["compiled"])
+    logs = {name: pl.read_parquet(out / "log.parquet")["loss"] for name, out in outs.items()}
+    assert logs["compiled"].to_list() == pytest.approx(logs["plain"].to_list(), rel=1e-4)
+    plain, compiled = (load_file(outs[name] / "model.safetensors") for name in ("plain", "compiled"))
+    assert plain.keys() == compiled.keys()
+
+
+def test_a_compiler_that_fails_is_one_line_and_exit_11(frames, tmp_path, monkeypatch):
+    def fails(graph, inputs):
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(devices, "COMPILER", fails)
+    with pytest.raises(MissingError, match=r"--compile fails here: no C\+\+ compiler; leave --compile out") as told:
+        train(tmp_path, frames, recipe(compile=True))
+    assert told.value.exit_code == 11
 
 
 def test_the_config_file_is_what_builds_the_network(frames, tmp_path):

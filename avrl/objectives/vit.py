@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from avrl.torchvision_ops import timm
 
 PATCH_SIZE = 16
+Block = timm.models.vision_transformer.Block
 M = TypeVar("M", bound=nn.Module)
 # As timm's transformer and MAE have it. torch's own adds 1e-5, and timm's blocks have had both.
 norm = partial(nn.LayerNorm, eps=1e-6)
@@ -41,12 +42,7 @@ SIZES = {
 
 def blocks(embed_dim: int, num_heads: int, depth: int) -> nn.Sequential:
     """`depth` pre-norm transformer blocks, MLP ratio 4."""
-    return nn.Sequential(
-        *(
-            timm.models.vision_transformer.Block(embed_dim, num_heads, qkv_bias=True, norm_layer=norm)
-            for _ in range(depth)
-        )
-    )
+    return nn.Sequential(*(Block(embed_dim, num_heads, qkv_bias=True, norm_layer=norm) for _ in range(depth)))
 
 
 def positions(embed_dim: int, side: int) -> Tensor:

@@ -81,12 +81,14 @@ class PretrainConfig:
     seed: Annotated[int, Opt("Of initial weights, order, gaps, masks and augmentation")] = 0
     gpus: Annotated[int, Opt("Processes to start here, one a GPU", runtime=True)] = 1
     accumulate: Annotated[int, Opt("Parts that a GPU's share of a batch is worked off in", runtime=True)] = 1
+    compile: Annotated[bool, Opt("Compile the blocks: a minute at first, then faster steps", runtime=True)] = False
     device: Annotated[Literal["auto", "cpu"], Opt("auto: a GPU if there is one", runtime=True)] = "auto"
     workers: Annotated[int, Opt("Decoder threads a process; 0: none beside the training", runtime=True)] = 2
     frames_cap: Annotated[float, Opt("Disk for frames that lie on S3; 0: all but 1 GB", unit="GB", runtime=True)] = 0.0
     save_minutes: Annotated[float, Opt("Between snapshots", unit="minutes", runtime=True)] = 10.0
     look_every: Annotated[
-        int, Opt("Between pictures and meters of held-out pairs; 0: up to 20 a run", unit="steps", runtime=True)
+        int,
+        Opt("Between pictures and meters of held-out pairs; 0: 20 a run, more at first", unit="steps", runtime=True),
     ] = 0
     probe_every: Annotated[
         int, Opt("Between probes of held-out motion, no labels; 0: none", unit="steps", runtime=True)
@@ -184,6 +186,7 @@ def recipe(config: PretrainConfig) -> Recipe:
         augment=config.augment,
         ema=config.ema,
         accumulate=config.accumulate,
+        compile=config.compile,
         look_every=config.look_every,
         probe_every=config.probe_every,
         tracker=config.tracker,
@@ -219,7 +222,7 @@ def _trained(config: PretrainConfig, frames: Artifact, out: Path) -> Built:
     return Built(facts)
 
 
-STAGE = Stage(name="checkpoints", version=4, config=PretrainConfig, slug=_slug, build=_build)
+STAGE = Stage(name="checkpoints", version=5, config=PretrainConfig, slug=_slug, build=_build)
 
 
 def arrive(config: PretrainConfig, inputs: Inputs, cache: Cache) -> None:
