@@ -86,12 +86,17 @@ def _mae(argument: str, licence: str, **where: Any) -> Known:
     return Known("avrl.encoders.mae", argument, licence, **where)
 
 
+def _vjepa2_1(argument: str, file: str) -> Known:
+    return Known("avrl.encoders.vjepa2_1", argument, "MIT", url=f"{FAIR}/vjepa2/{file}", paired=True)
+
+
 def _r3m(argument: str, hub: str) -> Known:
     return Known("avrl.encoders.r3m", argument, "MIT", hub, ("pytorch_model.bin",))
 
 
 NC = "CC-BY-NC-4.0"
 UNSTATED = "not stated by its authors"
+FAIR = "https://dl.fbaipublicfiles.com"
 BOX = "https://berkeley.box.com/shared/static"
 ENCODERS: dict[str, Known] = {
     "dinov2": _timm("vit_base_patch14_dinov2.lvd142m"),
@@ -163,6 +168,8 @@ ENCODERS: dict[str, Known] = {
         "b3c1679b7c34d3255ef3547f27c7b226aefab26f",
         paired=True,
     ),
+    "vjepa2.1": _vjepa2_1("base", "vjepa2_1_vitb_dist_vitG_384.pt"),
+    "vjepa2.1-l": _vjepa2_1("large", "vjepa2_1_vitl_dist_vitG_384.pt"),
     "pixels-8": Known("avrl.encoders.pixels", "8", paired=True),
     "pixels-16": Known("avrl.encoders.pixels", "16", paired=True),
 }

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from avrl.encoders import Known
 
-WRAPPERS = ("state_dict", "model", "r3m", "vip")  # names under which checkpoints keep their tensors
+WRAPPERS = ("state_dict", "model", "r3m", "vip", "ema_encoder")  # names under which checkpoints keep their tensors
 # Only asking whether the hub answers is bounded so. huggingface_hub's own download asks six times: 23 s
 # offline.
 ASK_TIMEOUT_S = 5.0
