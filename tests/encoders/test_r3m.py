@@ -41,6 +41,7 @@ def test_is_its_own_formula(published, tmp_path, prefix):
     frames = pictures(2, 1, 224)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     x_BCHW = ((frames[:, 0] / 255 - mean) / std).permute(0, 3, 1, 2)
+    torch.testing.assert_close(encoder.prepare(frames), x_BCHW, rtol=0, atol=1e-4)
     network = resnet18().eval()
     network.fc = torch.nn.Identity()
     bare = {key.removeprefix("convnet."): one for key, one in published.items() if key.startswith("convnet.")}

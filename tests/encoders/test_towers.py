@@ -115,6 +115,16 @@ def test_openvla_gives_the_second_last_blocks_patches_of_both(theirs, file):
     assert (other - expected.mean(1)).abs().max() > 0.1  # else nothing was loaded
 
 
+def test_openvla_loads_from_a_checkpoint_by_its_row(theirs, file, tmp_path, monkeypatch):
+    folder = sharded(tmp_path, published(theirs) | REST)
+    frames = pictures(1, 1, 224)
+    expected = openvla.assemble(file, *halves()).encode(frames)["grid"]
+    size = {"depth": 3, "embed_dim": 32, "num_heads": 2}
+    monkeypatch.setattr(openvla, "NETWORKS", {name: size | more for name, more in openvla.NETWORKS.items()})
+    for given in (file, folder):
+        assert torch.equal(load("openvla", weights=given).encode(frames)["grid"], expected)
+
+
 def test_openvla_prepares_frames_as_its_processor_does():
     """Published: bicubic to 224 px, [0, 1], each half's mean and deviation; six channels."""
     encoder = openvla.assemble(None, *halves())
@@ -184,9 +194,11 @@ def test_openvla_refuses_weights_that_do_not_fit(theirs, tmp_path, change, words
 SMALL = {"hidden_size": 32, "intermediate_size": 119, "num_hidden_layers": 3, "num_attention_heads": 2}
 
 
+NARROW = {"depth": 3, "embed_dim": 32, "num_heads": 2, "mlp_ratio": 119 / 32}
+
+
 def siglip():
-    size = {"depth": 3, "embed_dim": 32, "num_heads": 2, "mlp_ratio": 119 / 32}
-    return timm_image.build(pi0.NETWORK, **pi0.SETTINGS, **size)
+    return timm_image.build(pi0.NETWORK, **pi0.SETTINGS, **NARROW)
 
 
 @pytest.fixture(scope="module")
@@ -213,6 +225,14 @@ def policy(paligemma, prefix=PREFIXES[0]):
         prefix.partition("vision_tower")[0] + "multi_modal_projector.linear.weight": torch.ones(2, 2),
         "paligemma_with_expert.gemma_expert.model.norm.weight": torch.ones(2),
     }
+
+
+def test_pi0_loads_from_a_checkpoint_by_its_row(paligemma, tmp_path, monkeypatch):
+    save_file(policy(paligemma), tmp_path / "model.safetensors")
+    frames, expected = pictures(1, 1, 224), pi0.assemble(tmp_path / "model.safetensors", siglip())
+    monkeypatch.setattr(pi0, "SETTINGS", pi0.SETTINGS | NARROW)
+    ours = load("pi0", weights=tmp_path / "model.safetensors")
+    assert torch.equal(ours.encode(frames)["grid"], expected.encode(frames)["grid"])
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)

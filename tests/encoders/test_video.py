@@ -91,6 +91,19 @@ def test_vjepa2_sees_a_pair_as_one_tubelet(predicting, tmp_path):
     torch.testing.assert_close(encoder.patches(frames).flatten(1, 2), tokens, rtol=1e-5, atol=1e-5)
 
 
+def test_they_load_from_a_file_by_their_rows(pretraining, predicting, tmp_path, monkeypatch):
+    published = {"videomae-k400": (videomae_k400, MAE, pretraining[1])}
+    published["vjepa2"] = vjepa2, JEPA, predicting.state_dict()
+    for name, (module, settings, state) in published.items():
+        save_file(state, tmp_path / f"{name}.safetensors")
+        monkeypatch.setattr(module, "SETTINGS", settings)
+        monkeypatch.setattr(module, "DATA", module.DATA | SIDE)
+        ours = load(name, weights=tmp_path / f"{name}.safetensors")
+        whole = module.assemble(tmp_path / f"{name}.safetensors", settings, module.DATA)
+        frames = pictures(1, 2, 64)
+        assert torch.equal(ours.encode(frames)["grid"], whole.encode(frames)["grid"])
+
+
 @pytest.mark.parametrize("make", [mae, jepa])
 def test_the_order_of_a_pair_is_seen(make):
     encoder, frames = make(), pictures(2, 2, 64)

@@ -5,6 +5,7 @@ import hashlib
 import http.server
 import os
 import pickle
+import re
 import subprocess
 import sys
 import threading
@@ -21,12 +22,12 @@ from avrl.encoders import ENCODERS, known, licence, weights
 from avrl.errors import ConfigError, IntegrityError, MissingError, NotFoundError
 from avrl.torchvision_ops import timm
 
-REPOSITORY = "models--timm--vit_base_patch16_clip_224.openai"
+CLIP, UNKNOWN = ENCODERS["clip"], "e" * 40
 CONTENT = b"not really weights " * 1000
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """As much of the hub as one download needs. `model.safetensors` is not there, the .bin is."""
+    """As much of the hub as one download needs. It has no `model.safetensors`, but the .bin at all commits but one."""
 
     def do_HEAD(self):
         self.answer()
@@ -36,11 +37,12 @@ class Hub(http.server.BaseHTTPRequestHandler):
             self.wfile.write(CONTENT)
 
     def answer(self):
-        there = self.path.endswith("/resolve/main/pytorch_model.bin") or "/resolve/" + "c" * 40 in self.path
+        revision, _, file = self.path.partition("/resolve/")[2].partition("/")
+        there = file == "pytorch_model.bin" and revision != UNKNOWN
         self.send_response(200 if there else 404)
-        self.send_header("X-Repo-Commit", "c" * 40)
+        self.send_header("X-Repo-Commit", "c" * 40 if revision == "main" else revision)
         if not there:
-            self.send_header("X-Error-Code", "EntryNotFound")
+            self.send_header("X-Error-Code", "RevisionNotFound" if revision == UNKNOWN else "EntryNotFound")
         self.send_header("ETag", f'"{hashlib.sha256(CONTENT).hexdigest()}"')
         self.send_header("Content-Length", str(len(CONTENT) if there else 0))
         self.end_headers()
@@ -53,7 +55,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def hub():
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
@@ -81,14 +83,43 @@ def fetch(name, home, before="", **environment):
     return done.stdout.strip(), time.monotonic() - started
 
 
-def test_downloads_what_the_hub_has_and_then_finds_it_offline(hub, tmp_path):
-    told, _ = fetch("clip", tmp_path, HF_ENDPOINT=hub)
+@pytest.mark.parametrize(("name", "commit"), [("clip", CLIP.revision), ("vc-1", "c" * 40)])
+def test_downloads_what_the_hub_has_and_then_finds_it_offline(hub, tmp_path, name, commit):
+    """Of a pinned row its commit, of another the newest."""
+    hub_name = ENCODERS[name].hub
+    told, _ = fetch(name, tmp_path, HF_ENDPOINT=hub)
     path, origin = told.split(" <- ")
-    assert path == f"{tmp_path}/hub/{REPOSITORY}/snapshots/{'c' * 40}/pytorch_model.bin"
-    assert origin == f"timm/vit_base_patch16_clip_224.openai/pytorch_model.bin at {'c' * 40}"
-    again, _ = fetch("clip", tmp_path, HF_HUB_OFFLINE="1")
+    folder = f"models--{hub_name.replace('/', '--')}"
+    assert path == f"{tmp_path}/hub/{folder}/snapshots/{commit}/pytorch_model.bin"
+    assert origin == f"{hub_name}/pytorch_model.bin at {commit}"
+    again, _ = fetch(name, tmp_path, HF_HUB_OFFLINE="1")
     assert again == told
     assert Path(path).read_bytes() == CONTENT
+
+
+def test_a_wrong_commit_is_told_with_the_way_around_it(hub, tmp_path):
+    line, _ = fetch(
+        "clip", tmp_path, f"from avrl.encoders import pins; pins.REVISIONS[{CLIP.hub!r}] = {UNKNOWN!r}", HF_ENDPOINT=hub
+    )
+    assert line == (
+        f"11 {CLIP.hub} has no commit {UNKNOWN}, to which clip is pinned; get the file you trust from "
+        f"huggingface.co/{CLIP.hub}, and pass it: --encoder clip --weights FILE"
+    )
+
+
+def test_a_download_that_is_not_the_published_file_can_be_removed_and_fetched_again(hub, tmp_path):
+    def pinned(content):
+        where, digest = f"{CLIP.hub}/pytorch_model.bin", hashlib.sha256(content).hexdigest()
+        return f"from avrl.encoders import pins; pins.SHA256[{where!r}] = {digest!r}"
+
+    line, _ = fetch("clip", tmp_path, pinned(b"others"), HF_ENDPOINT=hub)
+    assert re.match(r"8 clip's weights .* have SHA-256 [0-9a-f]{64}, published is [0-9a-f]{64}; rm ", line)
+    path = Path(line.partition("; rm ")[2].partition(" and type: avrl fetch encoders --encoder clip;")[0])
+    path.write_bytes(b"flipped" * 100)
+    assert fetch("clip", tmp_path, pinned(CONTENT), HF_HUB_OFFLINE="1")[0].startswith("8 clip's weights")
+    path.unlink()
+    told, _ = fetch("clip", tmp_path, pinned(CONTENT), HF_ENDPOINT=hub)
+    assert Path(told.split(" <- ")[0]).read_bytes() == CONTENT
 
 
 def at(url):
@@ -178,7 +209,7 @@ def test_identity_follows_the_file(tmp_path):
     assert weights.identity("pixels-8", "pretrained") == ""
 
 
-@pytest.mark.parametrize("wrapper", [None, "state_dict", "model", "r3m"])
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model", "r3m", "ema_encoder"])
 def test_reads_plain_and_wrapped_states(tmp_path, wrapper):
     state = {"a": torch.arange(3.0)}
     torch.save({wrapper: state, "epoch": 3} if wrapper else state, tmp_path / "file.pth")
