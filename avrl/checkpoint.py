@@ -87,8 +87,19 @@ class Snapshot:
     refused: tuple[str, ...] = ()
 
 
-def save_snapshot(folder: Path, objective: Objective, optimizer: Optimizer, snapshot: Snapshot) -> None:
-    """Publish ``<folder>/step-<n>``, then remove all but the newest `KEPT` that are good.
+def copied(objective: Objective, optimizer: Optimizer) -> dict[str, dict[str, Tensor]]:
+    """What a snapshot holds, by file, as copies on the host: training may go on while they are written."""
+    held = {
+        "model.safetensors": modules(objective).state_dict(),
+        "optimizer.safetensors": _moments(objective, optimizer),
+    }
+    return {
+        file: {name: one.detach().to("cpu", copy=True) for name, one in state.items()} for file, state in held.items()
+    }
+
+
+def save_snapshot(folder: Path, held: dict[str, dict[str, Tensor]], snapshot: Snapshot) -> None:
+    """Publish ``<folder>/step-<n>`` with what `copied` gave, then remove all but the newest `KEPT` that are good.
 
     Those of later steps go too: this run would have gone on from them, had they been good. What was refused when the
     run went on does not count. A save that fails takes no
@@ -100,10 +111,9 @@ def save_snapshot(folder: Path, objective: Objective, optimizer: Optimizer, snap
         shutil.rmtree(stale, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        save_file(modules(objective).state_dict(), partial / "model.safetensors")
-        save_file(_moments(objective, optimizer), partial / "optimizer.safetensors")
-        for path in partial.iterdir():
-            make_durable(path)
+        for name, tensors in held.items():
+            save_file(tensors, partial / name)
+            make_durable(partial / name)
         state = {
             "step": snapshot.step,
             "rows": snapshot.rows,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,9 @@ from avrl.store import opened
 from avrl.watch import Watch
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
     from pathlib import Path
+    from typing import Self
 
     from accelerate import Accelerator
     from torch import Tensor
@@ -120,7 +123,7 @@ def train(out: Path, frames: Path, recipe: Recipe) -> dict[str, Any]:
     saved = time.monotonic()
     watch = Watch(out, recipe, pairs, learner.objective, learner.optimizer, curve, first, warmup, rank)
     clock = Clock(pairs)
-    with Stop() as stop, watch, curve.progress(first, rank) as bar:
+    with Stop() as stop, watch, learner, curve.progress(first, rank) as bar:
         for step, batch in enumerate(pairs.stream(first, total, rank, world), first):
             lr = learning_rate(step, total, warmup, recipe.lr)
             losses, norm = learner.losses(batch), learner.clip()
@@ -134,6 +137,7 @@ def train(out: Path, frames: Path, recipe: Recipe) -> dict[str, Any]:
                 learner.save(curve.snapshot(step + 1, accelerator))
                 saved = time.monotonic()
                 if code:
+                    learner.await_saved()
                     raise Stopped(code)
     if rank == 0:
         curve.write(out)
@@ -160,7 +164,10 @@ def _pairs(frames: Path, recipe: Recipe, world: int) -> Pairs:
 
 
 class _Learner:
-    """Weights, optimizer and the device they are on; goes on from the newest good snapshot."""
+    """Weights, optimizer and the device they are on; goes on from the newest good snapshot.
+
+    A snapshot is written by a thread while the next steps go on; entered, it is waited for on the way out.
+    """
 
     def __init__(self, recipe: Recipe, accelerator: Accelerator, snapshots: Path) -> None:
         self.recipe, self.accelerator, self.snapshots = recipe, accelerator, snapshots
@@ -179,6 +186,8 @@ class _Learner:
         self.optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=BETAS, fused=True)
         self.found = checkpoint.load_snapshot(snapshots, self.objective, self.optimizer)
         self._note_arithmetic()
+        self._writer = ThreadPoolExecutor(1)
+        self._saving: Future[None] = self._writer.submit(lambda: None)
         self.model, self.wrapped = accelerator.prepare(modules(self.objective), self.optimizer)
 
     def _note_arithmetic(self) -> None:
@@ -232,12 +241,27 @@ class _Learner:
             adopt(self.optimizer)
 
     def save(self, snapshot: Snapshot) -> None:
-        """Publish a snapshot; the other ranks wait for the first."""
-        if self.accelerator.is_main_process:
-            refused = self.found.refused if self.found else ()
-            snapshot = replace(snapshot, arithmetic=self.arithmetics, refused=refused)
-            checkpoint.save_snapshot(self.snapshots, self.objective, self.optimizer, snapshot)
+        """Publish a snapshot, beside the next steps; the one before it has to be there first."""
+        if not self.accelerator.is_main_process:
+            return
+        self._saving.result()
+        refused = self.found.refused if self.found else ()
+        snapshot = replace(snapshot, rows=list(snapshot.rows), arithmetic=self.arithmetics, refused=refused)
+        held = checkpoint.copied(self.objective, self.optimizer)
+        self._saving = self._writer.submit(checkpoint.save_snapshot, self.snapshots, held, snapshot)
+
+    def await_saved(self) -> None:
+        """Wait for the last snapshot; the other ranks wait for the first."""
+        self._saving.result()
         self.accelerator.wait_for_everyone()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self._writer.shutdown()
+        if kind is None:
+            self._saving.result()  # what could not be saved is told, though the run is through
 
     def facts(self, rate: float) -> dict[str, Any]:
         """What ran, on what, and how fast: at so many samples a second."""

@@ -130,7 +130,9 @@ def test_a_flipped_bit_in_the_only_snapshot_is_refused_by_name(name, tmp_path, c
     for parameter in objective.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    checkpoint.save_snapshot(tmp_path, objective, optimizer, checkpoint.Snapshot(1, [{"loss": 1.0}], [0.5]))
+    checkpoint.save_snapshot(
+        tmp_path, checkpoint.copied(objective, optimizer), checkpoint.Snapshot(1, [{"loss": 1.0}], [0.5])
+    )
     damaged = tmp_path / "step-000000001" / name
     whole = damaged.read_bytes()
     for eighth in range(8):

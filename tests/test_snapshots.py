@@ -15,7 +15,7 @@ from test_training import recipe
 from avrl import checkpoint
 from avrl.artifact import sweep
 from avrl.cache import Cache
-from avrl.checkpoint import Snapshot, load_snapshot, save_snapshot
+from avrl.checkpoint import Snapshot, copied, load_snapshot, save_snapshot
 from avrl.stage import _is_full
 
 
@@ -27,7 +27,7 @@ def learner():
 
 def save(folder, learner, *steps):
     for step in steps:
-        save_snapshot(folder, *learner, Snapshot(step, [], []))
+        save_snapshot(folder, copied(*learner), Snapshot(step, [], []))
 
 
 def names(folder):
@@ -78,7 +78,7 @@ def test_a_damaged_one_is_not_counted_among_those_that_stay(tmp_path, learner):
     found = load_snapshot(tmp_path, *learner)
     assert (found.step, list(found.refused)) == (2, name_of(3))
     for step, stay in ((5, (2, 5)), (6, (5, 6))):
-        save_snapshot(tmp_path, *learner, Snapshot(step, [], [], refused=found.refused))
+        save_snapshot(tmp_path, copied(*learner), Snapshot(step, [], [], refused=found.refused))
         assert names(tmp_path) == name_of(*stay)
 
 
@@ -86,7 +86,7 @@ def test_a_damaged_one_that_is_made_again_is_good(tmp_path, learner):
     save(tmp_path, learner, 2, 3)
     (tmp_path / name_of(3)[0] / "model.safetensors").write_bytes(b"?")
     refused = load_snapshot(tmp_path, *learner).refused
-    save_snapshot(tmp_path, *learner, Snapshot(3, [], [], refused=refused))
+    save_snapshot(tmp_path, copied(*learner), Snapshot(3, [], [], refused=refused))
     assert load_snapshot(tmp_path, *learner).step == 3
 
 

@@ -1,10 +1,12 @@
 """Training: exact resume at any step, the same curve on one process and two ranks, clean ends of every kind."""
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import polars as pl
@@ -15,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from avrl import checkpoint, devices, training
 from avrl.artifact import sha256_of
-from avrl.checkpoint import Snapshot
+from avrl.checkpoint import Snapshot, copied
 from avrl.errors import ConfigError, DivergedError, IntegrityError, MissingError
 from avrl.objectives import modules
 from avrl.pairs import Sampling
@@ -204,6 +206,42 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_no_weights(frames, tm
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
+def test_a_snapshot_is_written_beside_the_next_steps_and_is_of_its_own(frames, tmp_path, monkeypatch):
+    """Saved after step 2; the disk is so slow that it has come to step 8 before the first byte is written."""
+    reached, real, agree = threading.Event(), checkpoint.save_snapshot, training.agree
+    monkeypatch.setattr(training, "agree", lambda *args: (agree(*args)[0], args[-1] == 1))
+
+    def slow(*args):
+        assert reached.wait(60)
+        real(*args)
+
+    def rate(step, *args):
+        if step == 8:
+            reached.set()
+        return learning_rate(step, *args)
+
+    monkeypatch.setattr(checkpoint, "save_snapshot", slow)
+    monkeypatch.setattr(training, "learning_rate", rate)
+    train(tmp_path, frames, recipe())
+    monkeypatch.undo()
+    whole = files(tmp_path)
+    for name in whole:
+        (tmp_path / name).unlink()
+    assert checkpoint.load_snapshot(tmp_path / "scratch/snapshots", *fresh()).step == 2
+    train(tmp_path, frames, recipe())
+    assert files(tmp_path) == whole
+
+
+def test_a_snapshot_that_could_not_be_written_ends_the_run(frames, tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_snapshot", full)
+    with pytest.raises(OSError, match="No space left"):
+        train(tmp_path, frames, recipe(save_minutes=0.0))
+    assert not (tmp_path / "model.safetensors").exists()
+
+
 @pytest.mark.parametrize("last", [False, True])
 def test_gradients_that_are_not_finite_end_the_run_though_the_loss_is(last, frames, tmp_path, monkeypatch):
     """At the third step, or at the last, after which the weights would be published."""
@@ -235,7 +273,7 @@ def test_a_batch_that_does_not_divide_is_refused(frames, tmp_path):
 def test_a_flipped_bit_in_the_newest_snapshot_falls_back_to_the_one_before(name, tmp_path, caplog):
     objective, optimizer = fresh()
     for step in (1, 2, 3):
-        checkpoint.save_snapshot(tmp_path, objective, optimizer, Snapshot(step, [], []))
+        checkpoint.save_snapshot(tmp_path, copied(objective, optimizer), Snapshot(step, [], []))
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["step-000000002", "step-000000003"]
     damaged = tmp_path / "step-000000003" / name
     data = bytearray(damaged.read_bytes())
@@ -258,7 +296,7 @@ def test_a_run_that_changes_its_arithmetic_on_the_way_says_so(frames, tmp_path, 
 
 
 def test_when_every_snapshot_is_damaged_the_run_refuses_rather_than_starts_over(tmp_path):
-    checkpoint.save_snapshot(tmp_path, *fresh(), Snapshot(1, [], []))
+    checkpoint.save_snapshot(tmp_path, copied(*fresh()), Snapshot(1, [], []))
     next(tmp_path.rglob("model.safetensors")).write_bytes(b"")
     with pytest.raises(IntegrityError, match=r"no snapshot in .* verifies"):
         checkpoint.load_snapshot(tmp_path, *fresh())
