@@ -13,7 +13,7 @@ from avrl import checkpoint, export
 from avrl.artifact import verify
 from avrl.cache import Cache
 from avrl.errors import IntegrityError
-from avrl.objectives import modules
+from avrl.objectives import OBJECTIVES, modules
 from avrl.objectives.channels import magno, parvo, unit
 from avrl.stage import run
 from avrl.stages.pretrain import STAGE, PretrainConfig
@@ -23,6 +23,9 @@ TINY = PretrainConfig(size="tiny", image_size=32, epochs=1, pairs_per_episode=2,
 PICTURES = {
     "single-stream": lambda img_t, img_tk: torch.cat([magno(img_t, img_tk), parvo(img_t)], 1),
     "videomae": lambda img_t, img_tk: torch.cat([img_t, img_tk], 1),
+    "m-only": magno,
+    "p-only": lambda img_t, img_tk: parvo(img_t),
+    "early-fusion": lambda img_t, img_tk: torch.cat([img_t, img_tk], 1),
 }
 
 
@@ -33,9 +36,10 @@ def lab(tmp_path_factory):
     frames = ranked.frames_artifact(root)
     torch.set_num_threads(1)
     made = {}
-    for objective in ("two-stream", "single-stream", "videomae"):
-        config = replace(TINY, objective=objective, mask_ratio=0.5 * (objective == "videomae"))
-        made[objective] = run(STAGE, config, {"frames": frames}, Cache(root))[0]
+    for name in ("two-stream", *PICTURES):
+        asked = {"objective": name} if name in OBJECTIVES else {"objective": "two-stream", "ablate": name}
+        config = replace(TINY, **asked, mask_ratio=0.5 * (name == "videomae"))
+        made[name] = run(STAGE, config, {"frames": frames}, Cache(root))[0]
     return frames, made
 
 

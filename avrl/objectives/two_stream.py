@@ -8,6 +8,7 @@ Shapes: B samples, N patches, D embed_dim. ``img_pred, change_emb = model.predic
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from avrl.objectives import single_stream, vit
 from avrl.objectives.channels import M_CHANNELS, P_CHANNELS, magno, parvo
 from avrl.objectives.prediction import PairEncoder, Prediction
+from avrl.objectives.single_stream import NINE
 
 if TYPE_CHECKING:
     from avrl.objectives import Network
@@ -93,6 +95,15 @@ class TwoStream(nn.Module):
         if self.fuse_patches is not None:
             return self.fuse_patches(torch.cat([one[:, 1:] for one in tokens.values()], 2)), change_emb
         return tokens["p"][:, 1:] if self.form is None else self.form(img_t_BCHW), change_emb
+
+    def plain(self) -> vit.Plain | None:
+        """See `avrl.objectives.Objective.plain`: one stream alone is one transformer, two that exchange are none."""
+        if len(self.names) > 1:
+            return None
+        (name,) = self.names
+        tokens, stages, norm = (getattr(self, f"{name}_{part}") for part in ("tokens", "stages", "norm"))
+        channels = NINE[:M_CHANNELS] if name == "m" else NINE[M_CHANNELS:]
+        return vit.Plain(tokens, nn.Sequential(*chain(*stages)), norm, ", ".join(channels))
 
 
 def _encoder(network: nn.Module) -> PairEncoder:
