@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import logging
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import threading
 import urllib.error
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING
 from avrl.errors import ConfigError, SyncError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +47,16 @@ def on_notice(act: Callable[[], object]) -> threading.Event:
     if os.environ.get("AWS_EC2_METADATA_DISABLED", "").lower() != "true":
         threading.Thread(target=_ask_on, args=(ended, act), daemon=True).start()
     return ended
+
+
+@contextlib.contextmanager
+def heeding() -> Iterator[None]:
+    """In the body, EC2's notice stops this process as SIGTERM does; every node of a run has a notice of its own."""
+    notice = on_notice(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    try:
+        yield
+    finally:
+        notice.set()
 
 
 def _ask_on(ended: threading.Event, act: Callable[[], object]) -> None:

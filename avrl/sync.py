@@ -21,7 +21,7 @@ from avrl import remoterun
 from avrl.artifact import LOOKS, MANIFEST, File, sha256_of
 from avrl.checkpoint import OWN
 from avrl.errors import AvrlError, IntegrityError
-from avrl.machine import on_notice
+from avrl.machine import heeding
 from avrl.mirror import upload
 from avrl.remoterun import SNAPSHOTS, Snapshots, name_of, steps
 
@@ -59,9 +59,9 @@ def syncing(url: str, key: str, out: Path, every_s: float) -> Iterator[None]:
     there.bring(here)
     sender = _Sender(there, here, every_s)
     sender.start()
-    notice = on_notice(lambda: os.kill(os.getpid(), signal.SIGTERM))
     try:
-        yield
+        with heeding():
+            yield
     except BaseException:
         log.info("sending what is saved to %s, for at most %.0f s", there.place, LAST_S)
         with _undisturbed():
@@ -71,7 +71,6 @@ def syncing(url: str, key: str, out: Path, every_s: float) -> Iterator[None]:
             log.warning("%s: the last snapshot did not get there in %.0f s; it is in %s", there.place, LAST_S, here)
         raise
     finally:
-        notice.set()
         sender.stopped.set()
         sender.ended.set()
         sender.join(2 * remoterun.PATIENCE.timeout_s)

@@ -2,15 +2,17 @@
 
 import os
 import sys
+import time
 from pathlib import Path
 
+import metadata
 import pytest
 import torch
 
 import avrl_cli.app
 from avrl.cache import Cache
 from avrl.errors import ConfigError, DivergedError, TemporaryError
-from avrl.ranks import Stopped, first_host, rank_of_job
+from avrl.ranks import Stop, Stopped, first_host, rank_of_job
 from avrl.stages import pretrain
 from avrl.stages.pretrain import PretrainConfig
 
@@ -106,3 +108,31 @@ def test_the_first_rank_alone_tells_what_all_know(end, own, started, tmp_path, m
     else:
         assert pretrain.follow(PretrainConfig(), {"frames": Frames}, Cache(tmp_path))
     assert list(Path(tmp_path).rglob(".partial-*"))
+
+
+def test_every_node_of_a_synced_run_heeds_its_own_spot_notice(started, tmp_path, monkeypatch):
+    from avrl import machine, remoterun, training
+
+    class Frames:
+        root, digest = tmp_path, "d"
+        manifest = type("Manifest", (), {"facts": {"source": "made"}})
+
+    def trains(*_):
+        with Stop() as stop:
+            service.notice = metadata.NOTICE
+            until = time.monotonic() + 20
+            while not stop.code and time.monotonic() < until:
+                time.sleep(0.01)
+            raise Stopped(stop.code)
+
+    started(**TASK)
+    monkeypatch.setattr(training, "train", trains)
+    monkeypatch.setattr(remoterun, "is_finished", lambda *_: False)
+    monkeypatch.setattr(machine, "POLL_S", 0.02)
+    monkeypatch.delenv("AWS_EC2_METADATA_DISABLED", raising=False)
+    ended = []
+    monkeypatch.setattr("avrl.ranks.Stopped.__init__", lambda self, code: ended.append(code))
+    with metadata.serving() as service:
+        monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", service.url)
+        assert pretrain.follow(PretrainConfig(sync="s3://bucket/runs"), {"frames": Frames}, Cache(tmp_path))
+    assert ended == [143]

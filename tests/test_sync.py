@@ -13,12 +13,16 @@ import time
 
 import pytest
 from bucket import BACKEND, NAME, refuse
+from made import frame_store
+from test_training import recipe
 
-from avrl import remoterun, sync
+from avrl import remoterun, sync, training
 from avrl.artifact import MANIFEST
 from avrl.errors import IntegrityError, NotFoundError, TemporaryError
+from avrl.ranks import Stopped
 from avrl.server import Patience
 from avrl.sync import syncing
+from avrl.training import learning_rate
 
 URL, KEY, RUN = f"s3://{NAME}/runs", "k" * 64, ".partial-clips-kkkk"
 PLACE = f"runs/{RUN}"
@@ -393,3 +397,35 @@ def test_training_ends_while_a_snapshot_is_on_its_way(store, out):
         assert entered.wait(10)
     assert not store.broken
     assert not [one for one in threading.enumerate() if isinstance(one, sync._Sender)]
+
+
+def test_steps_go_on_while_the_store_hangs(store, out, monkeypatch):
+    """The first object is not taken before five more steps are done: were they to wait for it, none would be."""
+    asked, further, taken = threading.Event(), threading.Event(), []
+    steps = iter(range(5))
+
+    def waits(call, forward):
+        if call.operation == "PutObject" and not taken:
+            asked.set()
+            taken.append(further.wait(30))
+        return forward()
+
+    def rate(*args):
+        if asked.is_set() and next(steps, None) is None:
+            further.set()
+            os.kill(os.getpid(), signal.SIGTERM)
+        return learning_rate(*args)
+
+    frames = frame_store(out.with_name("frames"), [8] * 4)
+    monkeypatch.setattr(training, "learning_rate", rate)
+    out.mkdir(parents=True, exist_ok=True)
+
+    def run():
+        with running(out):
+            store.fault = waits
+            training.train(out, frames, recipe(epochs=10_000, save_minutes=0.0))
+
+    with pytest.raises(Stopped):
+        run()
+    assert taken
+    assert all(taken)

@@ -276,6 +276,7 @@ def follow(config: PretrainConfig, inputs: Inputs, cache: Cache) -> bool:
     """
     if is_first():
         return False
+    from avrl.machine import heeding
     from avrl.ranks import AGREED, rank_of_job
     from avrl.remoterun import is_finished
     from avrl.training import train
@@ -288,6 +289,6 @@ def follow(config: PretrainConfig, inputs: Inputs, cache: Cache) -> bool:
     if config.sync and is_finished(_bucket(config), cache.path(STAGE.name, slug, key).name, partial):
         return True  # the first rank brings it
     partial.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(*AGREED):
+    with contextlib.suppress(*AGREED), heeding() if config.sync else contextlib.nullcontext():
         train(partial, inputs["frames"].root, recipe(config))
     return True
