@@ -34,4 +34,4 @@ def _build(config: FlowConfig, inputs: Inputs, out: Path) -> Built:
     return Built(extract(inputs["frames"].root, out, file=file, device=device, **asked))  # type: ignore[arg-type]
 
 
-STAGE = Stage("labels", 2, FlowConfig, lambda config, inputs: f"flow-{config.teacher}-gap{config.gap}", _build)
+STAGE = Stage("labels", 3, FlowConfig, lambda config, inputs: f"flow-{config.teacher}-gap{config.gap}", _build)
