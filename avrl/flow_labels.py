@@ -58,7 +58,7 @@ def extract(
         gap: Frames between the two of a pair.
         pairs: At most so many, as many of each episode as can be.
         seed: Draws them.
-        teacher: ``dis`` or ``raft``.
+        teacher: ``dis``, or ``raft`` whose size is that of its file.
         file: RAFT's weights.
         device: RAFT's: ``cpu`` or ``cuda``.
 

@@ -2,30 +2,36 @@
 
 import json
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from typing import Annotated
 
+import huggingface_hub
 import numpy as np
 import polars as pl
 import pytest
 import torch
+from loopback import Files, serving
 from made import frame_store
 from scored import FLOORS, Row
 from scored import score as scored
 from sklearn.datasets import load_sample_images
 from sklearn.metrics import r2_score
+from typer.testing import CliRunner
 
 from avrl import encoders, flow, flow_labels, report, splits
 from avrl.artifact import SCRATCH
 from avrl.cache import Cache
 from avrl.comparison import Protocol
 from avrl.config import Opt
-from avrl.errors import ConfigError, IntegrityError
+from avrl.errors import ConfigError, IntegrityError, MissingError, NotFoundError
 from avrl.features import rows_of
 from avrl.flow_verdict import percent_below
 from avrl.probes import Given, Task, Who
 from avrl.stage import Built, Stage, run
-from avrl.stages.flow import STAGE, FlowConfig
+from avrl.stages.flow import RAFT, STAGE, FlowConfig, weights_of
+from avrl.stages.probe import ProbeConfig
 from avrl.torchvision_ops import torchvision
+from avrl_cli.app import app
 
 SIZE = 224
 TASK = {"probe": "flow", "gap": 1, "target": "", "readouts": (), "seed": 0, "resamples": 100}
@@ -251,6 +257,71 @@ def test_raft_reads_torchvisions_layout_and_refuses_half_of_it(tmp_path, size):
         flow_labels.raft(tmp_path / "more.pth")
     with pytest.raises(ConfigError, match="--teacher-weights"):
         flow_labels._teacher("raft", None, "cpu")
+
+
+@pytest.mark.parametrize("size", [64, 132])
+def test_raft_is_shown_frames_as_torchvision_prepares_them(tmp_path, monkeypatch, size):
+    """Its own transform is the oracle. Sides become divisible by 8 and 128 at least; flow comes back in our px."""
+    models = torchvision.models.optical_flow
+    torch.manual_seed(0)
+    torch.save(models.raft_small(weights=None).state_dict(), tmp_path / "raft.pth")
+    both = np.random.default_rng(0).integers(0, 256, (2, 1, size, size, 3), np.uint8)
+    given = []
+
+    def forward(network, *frames):
+        given.extend(frames)
+        return [torch.full((1, 2, *frames[0].shape[2:]), 3.0)]
+
+    monkeypatch.setattr(models.RAFT, "forward", forward)
+    flow_BHWC = flow_labels.raft(tmp_path / "raft.pth")[1](*both)
+    side = {64: 128, 132: 136}[size]
+    wanted = models.Raft_Small_Weights.C_T_V2.transforms()(*torch.from_numpy(both).permute(0, 1, 4, 2, 3))
+    for one, other in zip(given, wanted, strict=True):
+        assert one.shape == (1, 3, side, side)
+        resized = torch.nn.functional.interpolate(other, (side, side), mode="bilinear")
+        torch.testing.assert_close(one, resized, atol=1e-6, rtol=0)
+        assert one.min() < -0.9
+        assert one.max() > 0.9
+    np.testing.assert_allclose(flow_BHWC, np.full((1, size, size, 2), 3 * size / side), rtol=1e-5)
+
+
+def test_the_published_files_are_torchvisions():
+    models = torchvision.models.optical_flow
+    assert RAFT["raft"].url == models.Raft_Large_Weights.C_T_SKHT_V2.url
+    assert RAFT["raft-small"].url == models.Raft_Small_Weights.C_T_V2.url
+
+
+def test_raft_is_fetched_once_and_held_to_its_name(tmp_path, monkeypatch):
+    """A file of torchvision's on a server of our own: fetched by its name, found offline, refused once it changed."""
+    torch.save(torchvision.models.optical_flow.raft_small(weights=None).state_dict(), tmp_path / "raft.pth")
+    content = (tmp_path / "raft.pth").read_bytes()
+    name = f"raft_small-{sha256(content).hexdigest()[:8]}.pth"
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HOME", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    with serving(Files, {name: content}) as server:
+        monkeypatch.setitem(RAFT, "raft-small", replace(RAFT["raft-small"], url=server.url + name))
+        done = CliRunner().invoke(app, ["fetch", "encoders", "--encoder", "raft-small", "--json"])
+        told = json.loads(done.stdout)["weights"]["raft-small"]
+    file = tmp_path / "avrl" / "raft-small.pth"
+    assert told == {"licence": "BSD-3-Clause", "path": str(file), "bytes": len(content), "origin": server.url + name}
+    assert weights_of("raft-small") == file  # the server is gone
+    assert flow_labels.raft(file)[0] == "raft-small"
+    file.write_bytes(content[:-1])
+    with pytest.raises(IntegrityError, match=f"raft-small.pth is not what was published as .*{name}.*; rm "):
+        weights_of("raft-small")
+    file.unlink()
+    with pytest.raises(MissingError, match="avrl fetch encoders --encoder raft-small; or pass --teacher-weights FILE"):
+        weights_of("raft-small")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(MissingError, match="HF_HUB_OFFLINE is set") as caught:
+        weights_of("raft")
+    assert caught.value.exit_code == 11
+    assert weights_of("raft", str(tmp_path / "raft.pth")) == tmp_path / "raft.pth"
+    assert weights_of("dis") is None
+    with pytest.raises(NotFoundError, match="no weights file typo"):
+        weights_of("raft", "typo")
+    with pytest.raises(ConfigError, match="--teacher raft"):
+        ProbeConfig(teacher_weights="raft.pth")
 
 
 def test_labels_of_a_store_are_the_motion_of_its_frames(tmp_path):
