@@ -160,7 +160,7 @@ def _terms(config: ScoresConfig, inputs: Inputs) -> str:
     return "; ".join((inputs.get("checkpoint") or inputs["features"]).manifest.licence)
 
 
-LABELS = Stage("labels", 2, LabelsConfig, lambda config, inputs: inputs["raw"].ref.rsplit("-", 1)[0], _build_labels)
+LABELS = Stage("labels", 3, LabelsConfig, lambda config, inputs: inputs["raw"].ref.rsplit("-", 1)[0], _build_labels)
 SCORES = Stage(
     "scores",
     5,
