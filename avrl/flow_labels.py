@@ -84,7 +84,7 @@ def extract(
             row = row_N[start : start + BATCH]
             both = store.read(np.stack([row, row + gap], 1).ravel())
             _write(path, find(both[::2], both[1::2]), "cpu" if teacher == "dis" else device)
-    found = [np.load(path) for path in done]
+    found = [_read(path) for path in done]
     for name in ("flow", "camera"):
         np.save(out / f"{name}.npy", np.concatenate([one[name] for one in found]))
     table[chosen].drop("gap").write_parquet(out / "pairs.parquet")
@@ -102,6 +102,11 @@ def _write(path: Path, flow_BHWC: np.ndarray, device: str) -> None:
     data, flow_BGG2, camera_BGG2 = io.BytesIO(), averaged(flow_BHWC), averaged(camera_BHWC)
     np.savez(data, flow=flow_BGG2, camera=camera_BGG2, homography=homography, device=np.array(device))
     write_durably(path, data.getvalue())
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path) as batch:  # of thousands, none is left open
+        return dict(batch)
 
 
 def draw(table: pl.DataFrame, pairs: int, seed: int) -> np.ndarray:

@@ -353,6 +353,9 @@ def test_a_killed_run_goes_on_with_the_next_batch(tmp_path, monkeypatch):
     asked, limit = FlowConfig(gap=1, pairs=18, seed=0, teacher="dis"), 3
     with pytest.raises(KeyboardInterrupt):
         run(STAGE, asked, {"frames": frames}, cache)
+    first = next(cache.root.glob("labels/.partial-*/scratch/flow-000000000.npz"))
+    with np.load(first) as batch:  # as if the machine had had a GPU then
+        np.savez(first, **{**batch, "device": "cuda"})
     limit = None
     gone_on, hit = run(STAGE, asked, {"frames": frames}, cache)
     assert not hit
@@ -360,6 +363,8 @@ def test_a_killed_run_goes_on_with_the_next_batch(tmp_path, monkeypatch):
     whole, _ = run(STAGE, asked, {"frames": frames}, Cache(tmp_path / "other"))
     assert found[5:] == [4, 4, 4, 4, 2]
     assert gone_on.digest == whole.digest
+    assert gone_on.manifest.facts.pop("devices") == {"cuda": 4, "cpu": 14}
+    assert whole.manifest.facts.pop("devices") == {"cpu": 18}
     assert gone_on.manifest.facts == whole.manifest.facts
     assert not (gone_on.root / SCRATCH).exists()
 
