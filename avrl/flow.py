@@ -4,7 +4,11 @@ One ridge (`avrl.ridge`) for all encoders: at each of G x G places the patches o
 frames, the patches of the pair for an encoder of pairs, averaged over the area of the place, so that 14 and 16 px
 patches meet on one grid. Strength from validation episodes, one look at test. Patches go into sums, kept nowhere.
 
-Legend: B pairs, G = 14 places a side, h w patches, D dimensions, N places of pairs, E test episodes.
+Two motions of a place are predicted, each by its own columns of the head: all of it, and the residual when the camera's
+is taken off (`avrl.camera_motion`). Where a camera moves much, an encoder that knows nothing but that does well at the
+first.
+
+Legend: B pairs, G = 14 places a side, K = 4 motions, h w patches, D dimensions, N places of pairs, E test episodes.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ import torch
 from torch import Tensor
 
 from avrl import intervals, splits
+from avrl.camera_motion import OWN
 from avrl.encoders.pixels import areas
 from avrl.errors import ConfigError
 from avrl.flow_labels import GRID
@@ -37,9 +42,10 @@ if TYPE_CHECKING:
     from avrl.probes import Given, Task, Who
     from avrl.splits import Split
 
-MOVING = 1.0  # px: a place that moves
-PROTOCOL = 2
-KINDS = ("all", "moving", "residual")
+PROTOCOL = 3
+RESIDUAL = "residual"
+MOTIONS = {"motion": slice(0, 2), RESIDUAL: slice(2, 4)}  # what moves, also a group of R2 -> its columns
+KINDS = {"all": "motion", RESIDUAL: RESIDUAL, "moving": RESIDUAL}  # of errors -> of what
 AXES = ("right", "down")
 EXAMPLES, EXAMPLE = 4, 112  # pairs that are kept to look at, px
 
@@ -47,16 +53,17 @@ EXAMPLES, EXAMPLE = 4, 112  # pairs that are kept to look at, px
 def score(out: Path, who: Who, task: Task, given: Given) -> dict[str, Any]:
     """Write ``scores.parquet`` and ``episodes.parquet`` of one encoder, or of the floors ``zero`` and ``mean``.
 
-    Rows: R2 of the motion to the right and down; end-point error in px (`epe`) over all places, over those that move
-    more than a pixel, and of what is left when each pair's median over places is taken off prediction and truth
-    (`residual`: most of a camera's own motion). In ``episodes.parquet`` an error of a place is both the target ``y``
-    and the error of its sums, so that its mean and that of its square follow.
+    Rows: R2 of the motion to the right and down, and of the residual; end-point error in px (`epe`) of the motion over
+    all places, of the residual over all places, and of the residual over those where it is more than a pixel
+    (``moving``). In ``episodes.parquet`` an error of a place is both the target ``y`` and the error of its sums, so
+    that its mean and that of its square follow.
 
     Raises:
         ConfigError: no pair is left to fit, to choose the strength or to test on.
     """
     root = cast("Path", given.labels)
-    rows, flow_NGGC = pl.read_parquet(root / "pairs.parquet"), np.load(root / "flow.npy")
+    rows, flow_NGG2 = pl.read_parquet(root / "pairs.parquet"), np.load(root / "flow.npy")
+    motion_NGGK = np.concatenate([flow_NGG2, flow_NGG2 - np.load(root / "camera.npy")], 3)
     episodes = pl.read_parquet(given.frames / "episodes.parquet")
     parts = splits.split(rows, episodes, task.seed)
     if not all(mask.any() for mask in (parts.fit_N, parts.validate_N, parts.test_N)):
@@ -73,35 +80,39 @@ def score(out: Path, who: Who, task: Task, given: Given) -> dict[str, Any]:
         "solver": "ridge",
         "fingerprint": hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:12],
     }
-    predicted, alpha, named["pairing"], named["dims"] = _predicted(who, task, given, flow_NGGC, rows, parts)
-    sums = _sums(predicted, flow_NGGC[parts.test_N], parts)
+    predicted, alphas, named["pairing"], named["dims"] = _predicted(who, task, given, motion_NGGK, rows, parts)
+    alpha = {name: float(np.exp(np.log(alphas[at]).mean())) for name, at in MOTIONS.items()} if alphas else {}
+    sums = _sums(predicted, motion_NGGK[parts.test_N], parts)
     trained = {
         "train": ALL,
-        "alpha": alpha,
         "n_train": GRID**2 * int(parts.train_N.sum()),
         "episodes_train": len(np.unique(parts.episode_N[parts.train_N])),
     }
-    found = [{**named, **trained, **row} for row in _rows(sums, (task.resamples, task.seed))]
+    found = [
+        {**named, **trained, "alpha": alpha.get(KINDS.get(row["dimension"], row["group"])), **row}
+        for row in _rows(sums, (task.resamples, task.seed))
+    ]
     pl.DataFrame(found, infer_schema_length=None).write_parquet(out / "scores.parquet")
     tables = [one.with_columns(dimension=pl.lit(name)) for name, one in sums.items()]
     labels = {name: pl.lit(value) for name, value in named.items() if name != "dims"}
     pl.concat(tables).with_columns(**labels).write_parquet(out / "episodes.parquet")
-    _examples(given.frames, rows, flow_NGGC, predicted, parts).write_parquet(out / "examples.parquet")
+    _examples(given.frames, rows, motion_NGGK, predicted, parts).write_parquet(out / "examples.parquet")
     return {**{name: found[0][name] for name in ("n_train", "n_test", "episodes_train", "episodes_test")}, **named}
 
 
 def _examples(
-    frames: Path, rows: pl.DataFrame, flow_NGGC: np.ndarray, predicted: np.ndarray, parts: Split
+    frames: Path, rows: pl.DataFrame, motion_NGGK: np.ndarray, predicted: np.ndarray, parts: Split
 ) -> pl.DataFrame:
     """A few test pairs to look at: those that move most, of `EXAMPLES` tasks, whatever the prediction.
 
     Columns: ``episode_index``, ``frame_index``, ``task``, ``picture`` (JPEG of frame t), ``truth`` and ``predicted``,
     each a (G, G, 2) flow in px of the store's frames, to the right and down, as a flat list.
     """
-    store = FrameStore(frames)
+    store, whole = FrameStore(frames), MOTIONS["motion"]
+    truth_MGG2, predicted_MGG2 = motion_NGGK[parts.test_N][..., whole], predicted[..., whole]
     first = store.episodes.select("episode_index", "dataset_from_index", "task")
     tested = rows.filter(parts.test_N).join(first, on="episode_index", how="left", maintain_order="left")
-    moves = np.linalg.norm(flow_NGGC[parts.test_N], axis=3).mean((1, 2))
+    moves = np.linalg.norm(truth_MGG2, axis=3).mean((1, 2))
     chosen = (
         tested.with_columns(moves=moves).with_row_index("place").sort("moves", descending=True, maintain_order=True)
     )
@@ -110,24 +121,24 @@ def _examples(
     pixels = store.read((chosen["dataset_from_index"] + chosen["frame_index"]).to_numpy())
     return chosen.select("episode_index", "frame_index", "task").with_columns(
         picture=pl.Series([thumbnail(one, EXAMPLE) for one in pixels], dtype=pl.Binary),
-        truth=pl.Series(flow_NGGC[parts.test_N][place].reshape(len(place), -1).tolist()),
-        predicted=pl.Series(np.asarray(predicted)[place].reshape(len(place), -1).tolist()),
+        truth=pl.Series(truth_MGG2[place].reshape(len(place), -1).tolist()),
+        predicted=pl.Series(predicted_MGG2[place].reshape(len(place), -1).tolist()),
     )
 
 
 def _predicted(
-    who: Who, task: Task, given: Given, flow_NGGC: np.ndarray, rows: pl.DataFrame, parts: Split
-) -> tuple[np.ndarray, float | None, str, int]:
-    """Flow (M, G, G, 2) of the test pairs, the strength, how two frames became one vector, and D."""
-    shape = (int(parts.test_N.sum()), GRID, GRID, 2)
+    who: Who, task: Task, given: Given, motion_NGGK: np.ndarray, rows: pl.DataFrame, parts: Split
+) -> tuple[np.ndarray, list[float], str, int]:
+    """Motions (M, G, G, K) of the test pairs, the strength of each, how two frames became one vector, and D."""
+    K = motion_NGGK.shape[3]
     if given.encoder is None:
-        mean = flow_NGGC[parts.train_N].mean((0, 1, 2)) if who.encoder == "mean" else np.zeros(2)
-        return np.broadcast_to(mean, shape), None, "none", 1
+        mean_K = motion_NGGK[parts.train_N].mean((0, 1, 2)) if who.encoder == "mean" else np.zeros(K)
+        return np.broadcast_to(mean_K, (int(parts.test_N.sum()), GRID, GRID, K)), [], "none", 1
     sums: dict[bool, Moments] = {}
     for index, z in _places(given, rows, np.flatnonzero(parts.train_N), task.gap):
         if not sums:
-            sums = {kind: Moments(z.double().mean((0, 1)), 2) for kind in (False, True)}
-        y = torch.from_numpy(flow_NGGC[index]).flatten(1, 2)
+            sums = {kind: Moments(z.double().mean((0, 1)), K) for kind in (False, True)}
+        y = torch.from_numpy(motion_NGGK[index]).flatten(1, 2)
         validates = torch.from_numpy(parts.validate_N[index])
         for kind, moments in sums.items():
             here = validates == kind
@@ -135,9 +146,9 @@ def _predicted(
     alpha_K = choose_alpha_of(sums[False], sums[True])
     fit = solve(sums[False].plus(sums[True]), alpha_K)
     test = _places(given, rows, np.flatnonzero(parts.test_N), task.gap)
-    found = [fit.predict(z.flatten(0, 1)).view(len(z), GRID, GRID, 2).numpy() for _, z in test]
+    found = [fit.predict(z.flatten(0, 1)).view(len(z), GRID, GRID, K).numpy() for _, z in test]
     pairing = "pair" if given.encoder.paired else "concat"
-    return np.concatenate(found), float(alpha_K.log().mean().exp()), pairing, len(fit.mean_D)
+    return np.concatenate(found), alpha_K.tolist(), pairing, len(fit.mean_D)
 
 
 def _places(given: Given, rows: pl.DataFrame, at: np.ndarray, gap: int) -> Iterator[tuple[np.ndarray, Tensor]]:
@@ -168,14 +179,20 @@ def on_grid(patches_BhwD: Tensor) -> Tensor:
 
 
 def _sums(predicted: np.ndarray, truth: np.ndarray, parts: Split) -> dict[str, pl.DataFrame]:
-    """Sums of each test episode: of each kind of end-point error, and of each axis of the motion."""
-    epe = np.linalg.norm(predicted - truth, axis=3)
-    moves = np.linalg.norm(truth, axis=3) > MOVING
-    left = [one - np.median(one, axis=(1, 2), keepdims=True) for one in (predicted, truth)]
-    kinds = (epe, np.where(moves, epe, np.nan), np.linalg.norm(left[0] - left[1], axis=3))
-    errors = {name: _by_episode(one, one, parts) for name, one in zip(KINDS, kinds, strict=True)}
-    axes = {name: _by_episode(truth[..., k], predicted[..., k] - truth[..., k], parts) for k, name in enumerate(AXES)}
-    return {**errors, **axes}
+    """Sums of each test episode: of each kind of end-point error, and of each axis of each motion."""
+    epe = {name: np.linalg.norm(predicted[..., at] - truth[..., at], axis=3) for name, at in MOTIONS.items()}
+    moves = np.linalg.norm(truth[..., MOTIONS[RESIDUAL]], axis=3) > OWN
+    errors = {kind: np.where(moves | (kind != "moving"), epe[name], np.nan) for kind, name in KINDS.items()}
+    found = {kind: _by_episode(one, one, parts) for kind, one in errors.items()}
+    axes = [axis for name in MOTIONS for axis in _axes(name)]
+    return found | {
+        axis: _by_episode(truth[..., k], predicted[..., k] - truth[..., k], parts) for k, axis in enumerate(axes)
+    }
+
+
+def _axes(motion: str) -> list[str]:
+    """What rows call them."""
+    return [f"{motion} {axis}" if motion == RESIDUAL else axis for axis in AXES]
 
 
 def _by_episode(y: np.ndarray, error: np.ndarray, parts: Split) -> pl.DataFrame:
@@ -197,7 +214,7 @@ def _by_episode(y: np.ndarray, error: np.ndarray, parts: Split) -> pl.DataFrame:
 
 def _rows(sums: dict[str, pl.DataFrame], draws: tuple[int, int]) -> Iterator[dict[str, Any]]:
     """Every score with its interval, on all test episodes and on those of seen and of unseen tasks."""
-    seen = sums[KINDS[0]]["seen"].to_numpy()
+    seen = sums["all"]["seen"].to_numpy()
     weights = intervals.weights(len(seen), *draws)
     for split, chosen in ((WHOLE, seen | True), ("val-seen", seen), ("val-unseen", ~seen)):
         if not chosen.any():
@@ -214,12 +231,14 @@ def _numbers(
 ) -> Iterator[tuple[str, str, str, float, dict[str, float | None]]]:
     """Group, dimension, metric, places and value: R2 of both axes and its mean, mean error of each kind."""
     names = ("n", "sse", "sum_y", "sum_yy")
-    n, *moments = (np.stack([sums[axis][name].to_numpy()[chosen] for axis in AXES], 1) for name in names)
-    of_axes = intervals.Sums(n[:, 0], *moments)
-    each = intervals.r2_interval(of_axes, weights)
-    for k, axis in enumerate(AXES):
-        yield "motion", axis, "r2", n[:, k].sum(), numbers(each, k)
-    yield "motion", "mean", "r2", n[:, 0].sum(), numbers(intervals.r2_interval(of_axes, weights, mean=True))
+    for motion in MOTIONS:
+        axes = _axes(motion)
+        n, *moments = (np.stack([sums[axis][name].to_numpy()[chosen] for axis in axes], 1) for name in names)
+        of_axes = intervals.Sums(n[:, 0], *moments)
+        each = intervals.r2_interval(of_axes, weights)
+        for k, axis in enumerate(axes):
+            yield motion, axis, "r2", n[:, k].sum(), numbers(each, k)
+        yield motion, "mean", "r2", n[:, 0].sum(), numbers(intervals.r2_interval(of_axes, weights, mean=True))
     for kind in KINDS:
         places, total = (sums[kind][name].to_numpy()[chosen] for name in ("n", "sum_y"))
         with np.errstate(invalid="ignore", divide="ignore"):

@@ -3,13 +3,16 @@
 Teachers: ``dis``, OpenCV's dense inverse search (Kroeger et al. 2016; no weights), and ``raft``, torchvision's RAFT
 (Teed & Deng 2020), large or small as the file of its published weights is. Flow is found at the store's size and
 averaged over equal areas, in pixels of the store's frames: what a patch of 14 or 16 px shows moves by the mean over it.
+So is the part of it that is the camera's. Batches go to scratch as they are done, so a killed run goes on.
 
 Legend: N pairs, B of them, H W pixels, G = 14 places a side, last axis (right, down).
 """
 
 from __future__ import annotations
 
+import io
 import os
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -18,6 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from avrl.artifact import SCRATCH, write_durably
+from avrl.camera_motion import camera_motion
 from avrl.encoders import weights
 from avrl.encoders.pixels import areas
 from avrl.errors import ConfigError
@@ -43,20 +48,23 @@ Teacher = Callable[[np.ndarray, np.ndarray], np.ndarray]
 def extract(
     frames: Path, out: Path, *, gap: int, pairs: int, seed: int, teacher: str, file: Path | None, device: str = "cpu"
 ) -> dict[str, Any]:
-    """Write ``pairs.parquet`` (``episode_index``, ``frame_index`` of t) and ``flow.npy`` (N, G, G, 2) float32.
+    """Write ``pairs.parquet`` (``episode_index``, ``frame_index`` of t), ``flow.npy`` and ``camera.npy``.
+
+    Both are (N, G, G, 2) float32: how places move, and how far the camera's own motion is what moves them.
 
     Args:
         frames: Root of the frame store.
-        out: Directory to write into.
+        out: Directory to fill; what an interrupted call left there is kept.
         gap: Frames between the two of a pair.
         pairs: At most so many, as many of each episode as can be.
         seed: Draws them.
-        teacher: ``dis`` or ``raft``.
+        teacher: ``dis``, or ``raft`` whose size is that of its file.
         file: RAFT's weights.
         device: RAFT's: ``cpu`` or ``cuda``.
 
     Returns:
-        Counts for the manifest, and who the teacher was: ``dis``, ``raft-large`` or ``raft-small``.
+        Counts for the manifest: of how many pairs a homography is the camera's motion, and which device found how many
+        (a GPU's last digits are not a CPU's). And who the teacher was: ``dis``, ``raft-large`` or ``raft-small``.
 
     Raises:
         ConfigError: no episode is longer than the gap; RAFT without weights.
@@ -68,15 +76,37 @@ def extract(
         raise ConfigError(f"no episode is longer than the gap of {gap} frames", "lower --gap")
     chosen = draw(table, pairs, seed)
     (called, find), row_N = _teacher(teacher, file, device), row_N[chosen]
-    found = []
+    (out / SCRATCH).mkdir(parents=True, exist_ok=True)
     starts = range(0, len(row_N), BATCH)
-    for at in bar("flow", len(starts), "batch", iterable=starts):
-        row = row_N[at : at + BATCH]
-        both = store.read(np.stack([row, row + gap], 1).ravel())
-        found.append(averaged(find(both[::2], both[1::2])))
-    np.save(out / "flow.npy", np.concatenate(found))
+    done = [out / SCRATCH / f"flow-{start:09d}.npz" for start in starts]
+    for start, path in bar("flow", len(starts), "batch", iterable=zip(starts, done, strict=True)):
+        if not path.exists():  # its name shows only when it is whole
+            row = row_N[start : start + BATCH]
+            both = store.read(np.stack([row, row + gap], 1).ravel())
+            _write(path, find(both[::2], both[1::2]), "cpu" if teacher == "dis" else device)
+    found = [_read(path) for path in done]
+    for name in ("flow", "camera"):
+        np.save(out / f"{name}.npy", np.concatenate([one[name] for one in found]))
     table[chosen].drop("gap").write_parquet(out / "pairs.parquet")
-    return {"pairs": len(row_N), "episodes": table[chosen]["episode_index"].n_unique(), "teacher": called}
+    devices: Counter[str] = Counter()
+    for one in found:
+        devices[str(one["device"])] += len(one["flow"])
+    homographies = sum(int(one["homography"].sum()) for one in found)
+    episodes = table[chosen]["episode_index"].n_unique()
+    counts = {"pairs": len(row_N), "episodes": episodes, "homographies": homographies}
+    return {**counts, "teacher": called, "devices": dict(devices)}
+
+
+def _write(path: Path, flow_BHWC: np.ndarray, device: str) -> None:
+    camera_BHWC, homography = camera_motion(flow_BHWC)
+    data, flow_BGG2, camera_BGG2 = io.BytesIO(), averaged(flow_BHWC), averaged(camera_BHWC)
+    np.savez(data, flow=flow_BGG2, camera=camera_BGG2, homography=homography, device=np.array(device))
+    write_durably(path, data.getvalue())
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path) as batch:  # of thousands, none is left open
+        return dict(batch)
 
 
 def draw(table: pl.DataFrame, pairs: int, seed: int) -> np.ndarray:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from avrl.errors import ConfigError
-from avrl.labels import Target, starts
+from avrl.labels import ROWS, Target, starts
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,13 +54,18 @@ def columns(raw: Path, episode: Episode, scratch: Path) -> dict[str, np.ndarray]
     return found
 
 
-def facts(labels: pl.DataFrame) -> dict[str, Any]:
+def facts(labels: pl.LazyFrame) -> dict[str, Any]:
     """How many episodes do not say how sure they are, and in what share of the frames that do each joint is sure."""
-    sure_TJ = labels.select(_confidence(name) for name in NAMES).to_numpy()
-    told_T = np.asarray((sure_TJ >= 0).any(1))
-    unsure = labels["episode_index"].n_unique() - labels.filter(told_T)["episode_index"].n_unique()
-    share = dict(zip(NAMES, (sure_TJ[told_T] >= SURE).mean(0).round(4).tolist(), strict=True)) if told_T.any() else {}
-    return {"without_confidences": unsure, "sure": share}
+    import polars as pl
+
+    sure = [pl.col(_confidence(name)).fill_nan(None) for name in NAMES]  # polars has NaN above every number
+    told = labels.filter(pl.any_horizontal(one >= 0 for one in sure))
+    counts = [(one >= SURE).sum().alias(name) for name, one in zip(NAMES, sure, strict=True)]
+    index = pl.col("episode_index").n_unique().alias("episodes")
+    every = labels.select(index).collect(engine="streaming").item()
+    frames, episodes, *found = told.select(pl.len(), index, *counts).collect(engine="streaming").row(0)
+    share = {name: round(n / frames, 4) for name, n in zip(NAMES, found, strict=True)} if frames else {}
+    return {"without_confidences": every - episodes, "sure": share}
 
 
 def targets(labels: pl.DataFrame, gap: int, target: str) -> list[Target]:
@@ -96,20 +101,20 @@ def _hand(labels: pl.DataFrame, gap: int, side: str, start: np.ndarray) -> Targe
     start = start[sure_T[start] & sure_T[start + gap]]
     if not kept or not len(start):
         return None
-    turn_N33 = _numbers(labels[start], TURN).reshape(-1, 3, 3)
-    eye = _numbers(labels[start], EYE)
-    motion, state = [], []
-    for name in kept:
-        place = [f"{side}{JOINTS[name]}_{axis}" for axis in AXES]
-        before, after = (_numbers(labels[rows], place) for rows in (start, start + gap))
-        motion.append(_seen(turn_N33, after - before))
-        state.append(_seen(turn_N33, before - eye))
-    y_NK = np.concatenate(motion, 1)
+    y_NK, state_NS = np.empty((2, len(start), len(AXES) * len(kept)))
+    for at in range(0, len(start), ROWS):  # the rest is then small beside what is returned
+        rows = start[at : at + ROWS]
+        first, last = labels[rows], labels[rows + gap]
+        turn_N33, eye = _numbers(first, TURN).reshape(-1, 3, 3), _numbers(first, EYE)
+        places = [[f"{side}{JOINTS[name]}_{axis}" for axis in AXES] for name in kept]
+        motion = [_seen(turn_N33, _numbers(last, one) - _numbers(first, one)) for one in places]
+        y_NK[at : at + ROWS] = np.concatenate(motion, 1)
+        state_NS[at : at + ROWS] = np.concatenate([_seen(turn_N33, _numbers(first, one) - eye) for one in places], 1)
     groups = {WRIST: [one for one in kept if one == WRIST], "fingertips": [one for one in kept if one != WRIST]}
     return Target(
-        labels[start].select("episode_index", "frame_index"),
+        labels.select("episode_index", "frame_index")[start],
         y_NK,
-        np.concatenate(state, 1),
+        state_NS,
         y_NK,
         {
             f"{side} {group}": tuple(f"{side} {name} {axis}" for name in names for axis in AXES)

@@ -14,12 +14,13 @@ Legend: N pairs, T frames of an episode, K target dimensions.
 from __future__ import annotations
 
 import importlib
+import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
-from avrl.artifact import SCRATCH
+from avrl.artifact import SCRATCH, write_durably
 from avrl.errors import ConfigError, IntegrityError
 from avrl.progress import bar
 
@@ -38,6 +39,8 @@ UNITS = {"position": "m", "rotation": "rad", "gripper": "open = 1"}
 TARGETS = ("reached", "commanded")
 OPEN, CLOSED = 0.95, 0.05
 FIRST_FRAME = 1  # frame 0's action is not one
+EPISODES = 256  # a part
+ROWS = 2**18  # of a row group, however the parts are cut
 EXACT = 1e-6  # m or rad: what float32 leaves of a difference
 RELABELLED = "relabelled"  # a column of labels.parquet only where the rules were applied upstream; true throughout
 
@@ -81,8 +84,8 @@ class Motion(Protocol):
         """
         ...
 
-    def facts(self, labels: pl.DataFrame) -> dict[str, Any]:
-        """What is worth saying of all of it, for the manifest."""
+    def facts(self, labels: pl.LazyFrame) -> dict[str, Any]:
+        """What is worth saying of all of it, for the manifest; labels may be larger than the memory."""
         ...
 
     def targets(self, labels: pl.DataFrame, gap: int, target: str) -> list[Target]:
@@ -93,10 +96,12 @@ class Motion(Protocol):
 def extract(raw: Path, frames: Path, out: Path, source: str = "bridge") -> dict[str, Any]:
     """Write ``labels.parquet`` for the episodes of a frame store: what was recorded of every frame of the store.
 
+    A part at a time is in memory, and goes to scratch when it is whole: a killed run goes on with the next.
+
     Args:
         raw: Root of the raw artifact.
         frames: Root of the frame store made of it; what was dropped there is left out here.
-        out: Directory to write into.
+        out: Directory to fill; what an interrupted call left there is kept.
         source: Whose data it is.
 
     Returns:
@@ -113,18 +118,34 @@ def extract(raw: Path, frames: Path, out: Path, source: str = "bridge") -> dict[
     episodes = pl.read_parquet(frames / "episodes.parquet")
     read = _motion(source).columns if source in MOTION else _columns
     (out / SCRATCH).mkdir(exist_ok=True)
-    tables, fields = [], list(Episode.__dataclass_fields__)
-    for row in bar("labels", len(episodes), "episode", iterable=episodes.iter_rows(named=True)):
-        episode = Episode(**{name: row[name] for name in fields})
-        table = pl.DataFrame(read(raw, episode, out / SCRATCH))
-        if len(table) != episode.length:
-            raise IntegrityError(f"{episode.episode_id}: {len(table)} states, {episode.length} frames")
-        index = pl.lit(episode.episode_index, pl.Int64).alias("episode_index")
-        tables.append(table.select(index, pl.int_range(pl.len(), dtype=pl.Int64).alias("frame_index"), pl.all()))
-    labels = pl.concat(tables)
-    labels.write_parquet(out / "labels.parquet")
-    more = _motion(source).facts(labels) if source in MOTION else {RELABELLED: True} if RELABELLED in labels else {}
-    return {"episodes": len(episodes), "frames": len(labels), **more}
+    parts = {start: out / SCRATCH / f"labels-{start:09d}.parquet" for start in range(0, len(episodes), EPISODES)}
+    todo = [start for start, part in parts.items() if not part.exists()]  # its name shows only when it is whole
+    with bar("labels", len(todo), "part") as progress:
+        for start in todo:
+            tables = []
+            for row in episodes[start : start + EPISODES].iter_rows(named=True):
+                episode = Episode(**{name: row[name] for name in Episode.__dataclass_fields__})
+                tables.append(_table(read(raw, episode, out / SCRATCH), episode))
+            data = io.BytesIO()
+            pl.concat(tables).write_parquet(data)
+            write_durably(parts[start], data.getvalue())
+            progress.update()
+    pl.scan_parquet(list(parts.values())).sink_parquet(out / "labels.parquet", row_group_size=ROWS)
+    labels = pl.scan_parquet(out / "labels.parquet")
+    done = RELABELLED in labels.collect_schema()
+    more = _motion(source).facts(labels) if source in MOTION else {RELABELLED: True} if done else {}
+    return {"episodes": len(episodes), "frames": int(episodes["length"].sum()), **more}
+
+
+def _table(columns: dict[str, np.ndarray], episode: Episode) -> pl.DataFrame:
+    """What was recorded of an episode, with its number and those of its frames."""
+    import polars as pl
+
+    table = pl.DataFrame(columns)
+    if len(table) != episode.length:
+        raise IntegrityError(f"{episode.episode_id}: {len(table)} states, {episode.length} frames")
+    index = pl.lit(episode.episode_index, pl.Int64).alias("episode_index")
+    return table.select(index, pl.int_range(pl.len(), dtype=pl.Int64).alias("frame_index"), pl.all())
 
 
 def targets(labels: pl.DataFrame, gap: int, target: str, source: str = "bridge") -> list[Target]:

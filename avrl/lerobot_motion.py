@@ -57,7 +57,7 @@ def columns(raw: Path, episode: Episode, scratch: Path) -> dict[str, np.ndarray]
     return found
 
 
-def facts(labels: pl.DataFrame) -> dict[str, Any]:
+def facts(labels: pl.LazyFrame) -> dict[str, Any]:
     """Names of the numbers."""
     return {kind.rstrip("_"): _called(labels, kind) for kind in KINDS.values()}
 
@@ -113,8 +113,8 @@ def _numbers(labels: pl.DataFrame, prefix: str) -> np.ndarray:
     return np.asarray(labels.select(prefix + name for name in _called(labels, prefix)).to_numpy(), np.float64)
 
 
-def _called(labels: pl.DataFrame, prefix: str) -> list[str]:
-    return [one.removeprefix(prefix) for one in labels.columns if one.startswith(prefix)]
+def _called(labels: pl.DataFrame | pl.LazyFrame, prefix: str) -> list[str]:
+    return [one.removeprefix(prefix) for one in labels.collect_schema() if one.startswith(prefix)]
 
 
 def _names(data: Dataset, column: str) -> list[str]:

@@ -11,6 +11,7 @@ from avrl.cache import size
 from avrl.errors import ConfigError
 from avrl.locks import hold_to, sums_of
 from avrl.stages.fetch import STAGE, FetchConfig, expect, licence, settled
+from avrl.stages.flow import RAFT, weights_of
 from avrl_cli.options import verb
 from avrl_cli.output import Session
 
@@ -33,7 +34,7 @@ def command(
     ] = "",
     encoder: Annotated[
         list[str] | None,
-        typer.Option(help="Whose published weights, for: avrl fetch encoders", metavar="NAME"),
+        typer.Option(help="Whose published weights, or raft's, for: avrl fetch encoders", metavar="NAME"),
     ] = None,
 ) -> None:
     """Fetch raw data; a killed fetch goes on where it stopped.
@@ -43,7 +44,9 @@ def command(
     if (source == "encoders") != bool(encoder):
         raise ConfigError("encoders and --encoder go together", "type: avrl fetch encoders --encoder dinov2")
     if encoder:
-        session.document["weights"] = {name: _weights(session, name) for name in encoder}
+        session.document["weights"] = {
+            name: (_teacher if name in RAFT else _weights)(session, name) for name in encoder
+        }
         return
     if source == "sample" and (config.part or config.origin or config.task or config.episodes):
         raise ConfigError("the sample is one piece and bundled", "type: avrl fetch sample")
@@ -74,5 +77,20 @@ def _weights(session: Session, name: str) -> dict[str, object]:
     path = weights.fetch(name)
     told |= {"path": str(path), "bytes": path.stat().st_size, "origin": weights.origin(name)}
     session.say(f"{name}: {told['licence']}; {size(path.stat().st_size)}; {told['origin']}; {pinned}")
+    session.tell(f"{name}: {path}")
+    return told
+
+
+def _teacher(session: Session, name: str) -> dict[str, object]:
+    """The same of RAFT, which is a teacher of flow and no encoder."""
+    row = RAFT[name]
+    told: dict[str, object] = {"licence": row.licence}
+    if session.dry_run:
+        session.tell(f"{name}: not looked for")
+        return told
+    path = weights_of(name)
+    assert path
+    told |= {"path": str(path), "bytes": path.stat().st_size, "origin": row.url}
+    session.say(f"{name}: {row.licence}; {size(path.stat().st_size)}; {row.url}")
     session.tell(f"{name}: {path}")
     return told

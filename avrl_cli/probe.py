@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -133,16 +132,14 @@ def _labels(session: Session, store: Artifact) -> Artifact | None:
 def _flow(session: Session, config: ProbeConfig, asked: tuple[int, int], store: Artifact) -> Artifact | None:
     from avrl.artifact import sha256_of
 
-    file = Path(config.teacher_weights) if config.teacher_weights else None
-    if file and not file.is_file():
-        raise NotFoundError(f"no weights file {file}", "pass torchvision's file of RAFT-large as --teacher-weights")
+    file = flow.weights_of(config.teacher, config.teacher_weights)
     wanted = flow.FlowConfig(
         gap=asked[0],
         pairs=config.pairs,
         seed=asked[1],
         teacher=config.teacher,
         weights=sha256_of(file) if file else "",
-        weights_path=config.teacher_weights,
+        weights_path=str(file or ""),
         device=config.device,
     )
     return session.run(flow.STAGE, wanted, {"frames": store})

@@ -46,7 +46,7 @@ LAYERS = {
         avrl.http avrl.server avrl.s3 avrl.mirror avrl.zips avrl.remotezip avrl.members avrl.locks avrl.remotestore
         avrl.addresses avrl.remotetensors
         avrl.tfrecord avrl.intervals avrl.outcome avrl.splits avrl.torchvision_ops
-        avrl.correctness avrl.stillness avrl.subsets
+        avrl.correctness avrl.stillness avrl.camera_motion avrl.subsets
         avrl.sources avrl.sources.bridge avrl.sources.bridge_lerobot avrl.sources.bridge_raw avrl.sources.bridge_rlds
         avrl.sources.egodex avrl.sources.lerobot
         avrl.encoders avrl.encoders.efficientnet_lite0 avrl.encoders.pixels avrl.encoders.r3m

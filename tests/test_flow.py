@@ -2,29 +2,36 @@
 
 import json
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from typing import Annotated
 
+import huggingface_hub
 import numpy as np
 import polars as pl
 import pytest
 import torch
+from loopback import Files, serving
 from made import frame_store
 from scored import FLOORS, Row
 from scored import score as scored
 from sklearn.datasets import load_sample_images
 from sklearn.metrics import r2_score
+from typer.testing import CliRunner
 
 from avrl import encoders, flow, flow_labels, report, splits
+from avrl.artifact import SCRATCH
 from avrl.cache import Cache
 from avrl.comparison import Protocol
 from avrl.config import Opt
-from avrl.errors import ConfigError, IntegrityError
+from avrl.errors import ConfigError, IntegrityError, MissingError, NotFoundError
 from avrl.features import rows_of
 from avrl.flow_verdict import percent_below
 from avrl.probes import Given, Task, Who
 from avrl.stage import Built, Stage, run
-from avrl.stages.flow import STAGE, FlowConfig
+from avrl.stages.flow import RAFT, STAGE, FlowConfig, weights_of
+from avrl.stages.probe import ProbeConfig
 from avrl.torchvision_ops import torchvision
+from avrl_cli.app import app
 
 SIZE = 224
 TASK = {"probe": "flow", "gap": 1, "target": "", "readouts": (), "seed": 0, "resamples": 100}
@@ -92,11 +99,11 @@ class Planted:
 
     def __init__(self, flow_NGGC, noise, *, paired=True):
         rng, self.paired = np.random.default_rng(1), paired
-        held = flow_NGGC
+        held = np.asarray(flow_NGGC)
         if not paired:
             place = 3 * rng.normal(size=flow_NGGC.shape)
             held = np.stack([place, place + flow_NGGC], 1).reshape(-1, *flow_NGGC.shape[1:])
-        mixed = held @ rng.normal(size=(2, 8)) + noise * rng.normal(size=(*held.shape[:3], 8))
+        mixed = held @ rng.normal(size=(held.shape[-1], 8)) + noise * rng.normal(size=(*held.shape[:3], 8))
         self.all, self.at = torch.from_numpy(1e3 * mixed + 5).float(), 0
 
     def patches(self, frames_BTHWC):
@@ -106,15 +113,22 @@ class Planted:
         return found
 
 
+def panned(n):
+    """A camera that moves the whole picture of each pair, (n, G, G, 2)."""
+    pan = np.random.default_rng(3).normal(size=(n, 1, 1, 2)) * 3
+    return np.broadcast_to(pan, (n, 14, 14, 2)).astype(np.float32)
+
+
 @pytest.fixture
 def made(tmp_path):
-    """Frames, a flow that moves from place to place, and the order in which the probe asks for pairs."""
+    """Frames, and a flow that moves from place to place, each pair beside a camera that pans."""
     frames = frame_store(tmp_path / "frames", [6] * 30, ["train"] * 20 + ["val"] * 10)
     rows, _ = rows_of(pl.read_parquet(frames / "episodes.parquet"), 1)
     truth = np.random.default_rng(0).normal(size=(len(rows), 14, 14, 2)).astype(np.float32) * 2 + [1, 0]
     labels = tmp_path / "labels"
     labels.mkdir()
     np.save(labels / "flow.npy", truth.astype(np.float32))
+    np.save(labels / "camera.npy", panned(len(rows)))
     rows.drop("gap").write_parquet(labels / "pairs.parquet")
     (labels / "manifest.json").write_text(json.dumps({"facts": {"teacher": "dis"}}))
     return frames, labels, truth
@@ -144,6 +158,26 @@ def test_planted_flow_is_found_and_noise_is_not(made, tmp_path, paired):
     assert abs(r2(noise, "mean")) < 0.01
 
 
+def test_knowing_how_the_camera_moves_is_no_knowledge_of_the_residual(made, tmp_path):
+    """Frames that follow the camera alone score well on the motion, as nothing on the rest; and the other way round."""
+    _, labels, own = made
+    camera = panned(len(own))
+    np.save(labels / "flow.npy", (own + camera).astype(np.float32))
+    _, zero, _ = probed(made, tmp_path / "zero", name="zero")
+    _, follows, _ = probed(made, tmp_path / "camera", Planted(camera, 0.01))
+    assert r2(follows, "mean") > 0.5
+    assert epe(follows)["value"] < 0.8 * epe(zero)["value"]
+    assert abs(r2(follows, "mean", "residual")) < 0.01
+    for kind in ("residual", "moving"):  # a mean of (1, 0) is all that there is to know
+        assert epe(follows, kind)["value"] == pytest.approx(epe(zero, kind)["value"], rel=0.1)
+    _, sees, _ = probed(made, tmp_path / "own", Planted(own, 1e-3))
+    assert r2(sees, "mean", "residual") > 0.999
+    assert max(epe(sees, kind)["value"] for kind in ("residual", "moving")) < 0.01
+    assert r2(sees, "mean") < 0.5
+    _, both, _ = probed(made, tmp_path / "both", Planted(np.concatenate([own, camera], 3), 1e-3))
+    assert min(r2(both, "mean"), r2(both, "mean", "residual")) > 0.999
+
+
 def test_14_and_16_px_patches_score_alike_on_a_smooth_flow(made, tmp_path):
     frames, labels, truth = made
     slope = np.random.default_rng(2).normal(size=(len(truth), 2, 2))
@@ -160,8 +194,8 @@ def test_14_and_16_px_patches_score_alike_on_a_smooth_flow(made, tmp_path):
     assert max(found) < 0.02  # 0 of 14; of 16, what an average over equal areas leaves
 
 
-def r2(scores, dimension):
-    return scores.filter(metric="r2", dimension=dimension, split="val")["value"].item()
+def r2(scores, dimension, group="motion"):
+    return scores.filter(metric="r2", group=group, dimension=dimension, split="val")["value"].item()
 
 
 def test_floors_equal_the_formula(made, tmp_path):
@@ -169,9 +203,10 @@ def test_floors_equal_the_formula(made, tmp_path):
     _, zero, episodes = probed(made, tmp_path / "zero", name="zero")
     length = np.linalg.norm(truth, axis=3)
     assert epe(zero)["value"] == pytest.approx(length.mean(), rel=1e-5)
-    assert epe(zero, "moving")["value"] == pytest.approx(length[length > 1].mean(), rel=1e-5)
-    left = truth - np.median(truth, axis=(1, 2), keepdims=True)
-    assert epe(zero, "residual")["value"] == pytest.approx(np.linalg.norm(left, axis=3).mean(), rel=1e-5)
+    left = np.linalg.norm(truth - panned(len(made[2]))[100:], axis=3)
+    assert epe(zero, "residual")["value"] == pytest.approx(left.mean(), rel=1e-5)
+    assert epe(zero, "moving")["value"] == pytest.approx(left[left > 1].mean(), rel=1e-5)
+    assert epe(zero, "moving")["n_test"] == (left > 1).sum() < left.size
     sums = episodes.filter(dimension="all")
     assert sums["sum_y"].sum() / sums["n"].sum() == pytest.approx(length.mean(), rel=1e-5)
     _, mean, _ = probed(made, tmp_path / "mean", name="mean")
@@ -180,6 +215,7 @@ def test_floors_equal_the_formula(made, tmp_path):
     for axis, name in enumerate(("right", "down")):
         expected = r2_score(truth[..., axis].ravel(), np.full(truth[..., axis].size, made[2][:100, ..., axis].mean()))
         assert r2(mean, name) == pytest.approx(expected, abs=1e-6)
+    assert set(mean.filter(group="residual")["dimension"]) == {"residual right", "residual down", "mean"}
 
 
 def test_what_is_tested_changes_no_prediction(made):
@@ -223,14 +259,114 @@ def test_raft_reads_torchvisions_layout_and_refuses_half_of_it(tmp_path, size):
         flow_labels._teacher("raft", None, "cpu")
 
 
+@pytest.mark.parametrize("size", [64, 132])
+def test_raft_is_shown_frames_as_torchvision_prepares_them(tmp_path, monkeypatch, size):
+    """Its own transform is the oracle. Sides become divisible by 8 and 128 at least; flow comes back in our px."""
+    models = torchvision.models.optical_flow
+    torch.manual_seed(0)
+    torch.save(models.raft_small(weights=None).state_dict(), tmp_path / "raft.pth")
+    both = np.random.default_rng(0).integers(0, 256, (2, 1, size, size, 3), np.uint8)
+    given = []
+
+    def forward(network, *frames):
+        given.extend(frames)
+        return [torch.full((1, 2, *frames[0].shape[2:]), 3.0)]
+
+    monkeypatch.setattr(models.RAFT, "forward", forward)
+    flow_BHWC = flow_labels.raft(tmp_path / "raft.pth")[1](*both)
+    side = {64: 128, 132: 136}[size]
+    wanted = models.Raft_Small_Weights.C_T_V2.transforms()(*torch.from_numpy(both).permute(0, 1, 4, 2, 3))
+    for one, other in zip(given, wanted, strict=True):
+        assert one.shape == (1, 3, side, side)
+        resized = torch.nn.functional.interpolate(other, (side, side), mode="bilinear")
+        torch.testing.assert_close(one, resized, atol=1e-6, rtol=0)
+        assert one.min() < -0.9
+        assert one.max() > 0.9
+    np.testing.assert_allclose(flow_BHWC, np.full((1, size, size, 2), 3 * size / side), rtol=1e-5)
+
+
+def test_the_published_files_are_torchvisions():
+    models = torchvision.models.optical_flow
+    assert RAFT["raft"].url == models.Raft_Large_Weights.C_T_SKHT_V2.url
+    assert RAFT["raft-small"].url == models.Raft_Small_Weights.C_T_V2.url
+
+
+def test_raft_is_fetched_once_and_held_to_its_name(tmp_path, monkeypatch):
+    """A file of torchvision's on a server of our own: fetched by its name, found offline, refused once it changed."""
+    torch.save(torchvision.models.optical_flow.raft_small(weights=None).state_dict(), tmp_path / "raft.pth")
+    content = (tmp_path / "raft.pth").read_bytes()
+    name = f"raft_small-{sha256(content).hexdigest()[:8]}.pth"
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HOME", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    with serving(Files, {name: content}) as server:
+        monkeypatch.setitem(RAFT, "raft-small", replace(RAFT["raft-small"], url=server.url + name))
+        done = CliRunner().invoke(app, ["fetch", "encoders", "--encoder", "raft-small", "--json"])
+        told = json.loads(done.stdout)["weights"]["raft-small"]
+    file = tmp_path / "avrl" / "raft-small.pth"
+    assert told == {"licence": "BSD-3-Clause", "path": str(file), "bytes": len(content), "origin": server.url + name}
+    assert weights_of("raft-small") == file  # the server is gone
+    assert flow_labels.raft(file)[0] == "raft-small"
+    file.write_bytes(content[:-1])
+    with pytest.raises(IntegrityError, match=f"raft-small.pth is not what was published as .*{name}.*; rm "):
+        weights_of("raft-small")
+    file.unlink()
+    with pytest.raises(MissingError, match="avrl fetch encoders --encoder raft-small; or pass --teacher-weights FILE"):
+        weights_of("raft-small")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(MissingError, match="HF_HUB_OFFLINE is set") as caught:
+        weights_of("raft")
+    assert caught.value.exit_code == 11
+    assert weights_of("raft", str(tmp_path / "raft.pth")) == tmp_path / "raft.pth"
+    assert weights_of("dis") is None
+    with pytest.raises(NotFoundError, match="no weights file typo"):
+        weights_of("raft", "typo")
+    with pytest.raises(ConfigError, match="--teacher raft"):
+        ProbeConfig(teacher_weights="raft.pth")
+
+
 def test_labels_of_a_store_are_the_motion_of_its_frames(tmp_path):
     frames = frame_store(tmp_path / "frames", [6] * 3, size=64)
     facts = flow_labels.extract(frames, tmp_path, gap=2, pairs=8, seed=0, teacher="dis", file=None)
-    assert facts == {"pairs": 8, "episodes": 3, "teacher": "dis"}
-    assert np.load(tmp_path / "flow.npy").shape == (8, 14, 14, 2)
+    homographies = facts.pop("homographies")
+    assert 0 < homographies <= 8
+    assert facts == {"pairs": 8, "episodes": 3, "teacher": "dis", "devices": {"cpu": 8}}
+    assert np.load(tmp_path / "flow.npy").shape == np.load(tmp_path / "camera.npy").shape == (8, 14, 14, 2)
     assert pl.read_parquet(tmp_path / "pairs.parquet").columns == ["episode_index", "frame_index"]
     with pytest.raises(ConfigError, match="lower --gap"):
         flow_labels.extract(frames, tmp_path, gap=9, pairs=8, seed=0, teacher="dis", file=None)
+
+
+def test_a_killed_run_goes_on_with_the_next_batch(tmp_path, monkeypatch):
+    """Whatever it was killed by: what is done is not done again, and the digest is that of a run in one piece."""
+    monkeypatch.setattr(flow_labels, "BATCH", 4)
+    search, found = flow_labels.dis, []
+
+    def dis(first, second):
+        if len(found) == limit:
+            raise KeyboardInterrupt
+        found.append(len(first))
+        return search(first, second)
+
+    monkeypatch.setattr(flow_labels, "dis", dis)
+    cache = Cache(tmp_path / "cache")
+    frames, _ = run(Stage("frames", 3, Made, lambda *_: "made", frames_of), Made(), {}, cache)
+    asked, limit = FlowConfig(gap=1, pairs=18, seed=0, teacher="dis"), 3
+    with pytest.raises(KeyboardInterrupt):
+        run(STAGE, asked, {"frames": frames}, cache)
+    first = next(cache.root.glob("labels/.partial-*/scratch/flow-000000000.npz"))
+    with np.load(first) as batch:  # as if the machine had had a GPU then
+        np.savez(first, **{**batch, "device": "cuda"})
+    limit = None
+    gone_on, hit = run(STAGE, asked, {"frames": frames}, cache)
+    assert not hit
+    assert found == [4, 4, 4, 4, 2]
+    whole, _ = run(STAGE, asked, {"frames": frames}, Cache(tmp_path / "other"))
+    assert found[5:] == [4, 4, 4, 4, 2]
+    assert gone_on.digest == whole.digest
+    assert gone_on.manifest.facts.pop("devices") == {"cuda": 4, "cpu": 14}
+    assert whole.manifest.facts.pop("devices") == {"cpu": 18}
+    assert gone_on.manifest.facts == whole.manifest.facts
+    assert not (gone_on.root / SCRATCH).exists()
 
 
 @pytest.mark.parametrize(("better", "verdict"), [(0.5, "pass"), (0.95, "fail"), (0.8, "undecided")])
@@ -248,10 +384,19 @@ def test_the_verdict_follows_the_interval(better, verdict):
         )
         for name, total in rows.items()
     ]
-    table = percent_below(Protocol("f", "flow", "", "", scores, scores.clear(), pl.concat(parts)), 500)
+    # Of the residual, the two change places.
+    other = [
+        one.with_columns(dimension=pl.lit("residual"), sum_y=10 * two["sum_y"])
+        for one, two in zip(parts, parts[::-1], strict=True)
+    ]
+    table = percent_below(Protocol("f", "flow", "", "", scores, scores.clear(), pl.concat(parts + other)), 500)
     (row,) = table.numbers.to_dicts()
     assert row["verdict"] == verdict
     assert row["percent_below"] == pytest.approx(100 * (1 - rows["two-stream"].sum() / base.sum()))
+    assert row["residual_verdict"] == "fail"
+    assert row["residual_percent_below"] == pytest.approx(100 * (1 - base.sum() / rows["two-stream"].sum()))
+    bare = percent_below(Protocol("f", "flow", "", "", scores, scores.clear(), pl.concat(parts)), 500)
+    assert bare.numbers["residual_verdict"].to_list() == ["not measured"]
     alone = Protocol("f", "flow", "", "", scores.filter(encoder="two-stream"), scores.clear(), parts[1])
     assert "not measured: no dinov2" in str(percent_below(alone, 500).view.row(0))
 
@@ -263,14 +408,14 @@ class Made:
     name: Annotated[str, Opt("Of what")] = ""
 
 
+def frames_of(config, inputs, out):
+    frame_store(out, [6] * 15, ["train"] * 10 + ["val"] * 5)
+    return Built()
+
+
 def test_flow_is_found_once_scored_for_many_and_told_beside_dinov2(tmp_path):
     """Through the stages: labels are a hit for the next encoder, and the page has the verdict behind the motion."""
     cache = Cache(tmp_path / "cache")
-
-    def frames_of(config, inputs, out):
-        frame_store(out, [6] * 15, ["train"] * 10 + ["val"] * 5)
-        return Built()
-
     frames, _ = run(Stage("frames", 3, Made, lambda *_: "made", frames_of), Made(), {}, cache)
     asked = FlowConfig(gap=1, pairs=60, seed=0, teacher="dis")
     labels, _ = run(STAGE, asked, {"frames": frames}, cache)
@@ -298,7 +443,9 @@ def test_flow_is_found_once_scored_for_many_and_told_beside_dinov2(tmp_path):
     out.mkdir()
     facts = report.write(out, [*own, *motion], [], 100)
     assert list(facts["protocols"]) == ["bridge-reached-gap3", "flow-dis-gap1"]  # actions first, however few
-    assert pl.read_csv(out / "flow-verdict-flow-dis-gap1.csv")["verdict"].to_list() == ["pass", "pass", "fail"]
+    verdicts = pl.read_csv(out / "flow-verdict-flow-dis-gap1.csv")
+    assert verdicts["verdict"].to_list() == ["pass", "pass", "fail"]
+    assert set(verdicts["residual_verdict"]) <= {"pass", "fail", "undecided"}
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "Flow beside DINOv2" in page
     assert "optical flow by dis over" in page

@@ -94,6 +94,18 @@ def test_a_hand_that_lies_still_does_not_move_however_the_camera_does(tmp_path):
         assert one.state_NS.std(0).min() > 0.1
 
 
+def test_numbers_do_not_depend_on_how_many_pairs_are_worked_off_at_once(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    at = {name: rng.normal(size=(40, 3)) for name in hand_motion.NAMES}
+    turns = np.linalg.qr(rng.normal(size=(40, 3, 3)))[0]
+    found, _ = extracted(tmp_path, [poses(40, at=at, turn=turns, eye=rng.normal(size=(40, 3)), sure={})], [40])
+    whole = hands(found, 3)
+    monkeypatch.setattr(hand_motion, "ROWS", 7)
+    for name, one in hands(found, 3).items():
+        np.testing.assert_array_equal(one.y_NK, whole[name].y_NK)
+        np.testing.assert_array_equal(one.state_NS, whole[name].state_NS)
+
+
 def test_pairs_never_cross_episodes(tmp_path):
     walks = [np.arange(n)[:, None] * [1.0, 0, 0] + 100 * k for k, n in enumerate((5, 2, 4))]
     files = [poses(len(one), at={"leftHand": one}, sure={}) for one in walks]

@@ -182,6 +182,31 @@ def test_states_and_frames_that_differ_in_number_are_refused(tmp_path):
         labels.extract(raw, frames, tmp_path)
 
 
+def test_a_killed_run_goes_on_with_the_next_part(tmp_path, monkeypatch):
+    """What is done is not read again, and however the parts are cut, the file is that of a run in one piece."""
+    raw, frames = prepared(tmp_path, [clips.framed(clips.example(clips.trajectory(*walk(n, n)))) for n in range(3, 10)])
+    (tmp_path / "whole").mkdir()
+    facts = labels.extract(raw, frames, tmp_path / "whole")
+    read, seen = labels._columns, []
+
+    def columns(raw, episode, scratch):
+        if len(seen) == limit:
+            raise KeyboardInterrupt
+        seen.append(episode.episode_index)
+        return read(raw, episode, scratch)
+
+    monkeypatch.setattr(labels, "_columns", columns)
+    monkeypatch.setattr(labels, "EPISODES", 2)
+    limit = 5
+    with pytest.raises(KeyboardInterrupt):
+        labels.extract(raw, frames, tmp_path)
+    assert not (tmp_path / "labels.parquet").exists()
+    limit = None
+    assert labels.extract(raw, frames, tmp_path) == facts
+    assert seen == [0, 1, 2, 3, 4, 4, 5, 6]  # the third part was not whole
+    assert (tmp_path / "labels.parquet").read_bytes() == (tmp_path / "whole/labels.parquet").read_bytes()
+
+
 def test_the_sample_has_labels_for_every_frame(tmp_path):
     records = clips.sample_bridge("train", 3)
     raw, frames = prepared(tmp_path, records)

@@ -43,7 +43,6 @@ class Kind:
     told: bool = False
 
 
-RAFT = "https://download.pytorch.org/models/raft_large_C_T_SKHT_V2-ff5fadd5.pth"
 PIXELS = ("pixels-8", "pixels-16")
 MOTION = ("mean", "state", *PIXELS, "oracle")
 KINDS = {
@@ -161,7 +160,7 @@ def _terms(config: ScoresConfig, inputs: Inputs) -> str:
     return "; ".join((inputs.get("checkpoint") or inputs["features"]).manifest.licence)
 
 
-LABELS = Stage("labels", 2, LabelsConfig, lambda config, inputs: inputs["raw"].ref.rsplit("-", 1)[0], _build_labels)
+LABELS = Stage("labels", 3, LabelsConfig, lambda config, inputs: inputs["raw"].ref.rsplit("-", 1)[0], _build_labels)
 SCORES = Stage(
     "scores",
     5,
@@ -190,9 +189,11 @@ class ProbeConfig:
     samples: Annotated[int, Opt("Pairs that an attentive probe sees in training")] = 100_000
     pairs: Annotated[int, Opt("Pairs at most that flow is found of, spread over episodes")] = 2000
     teacher: Annotated[
-        Literal["dis", "raft"], Opt("Who finds the flow: OpenCV's DIS, or RAFT by --teacher-weights")
+        Literal["dis", "raft", "raft-small"], Opt("Who finds the flow: OpenCV's DIS, or torchvision's RAFT")
     ] = "dis"
-    teacher_weights: Annotated[str, Opt("torchvision's file of RAFT, large or small", runtime=True)] = ""
+    teacher_weights: Annotated[
+        str, Opt("torchvision's file of RAFT, large or small, instead of the published one", runtime=True)
+    ] = ""
     batch_size: Annotated[int, Opt("Rows a forward pass", runtime=True)] = 64
     device: Annotated[Literal["auto", "cpu"], Opt("auto: a GPU if there is one", runtime=True)] = "auto"
 
@@ -201,8 +202,8 @@ class ProbeConfig:
             raise ConfigError("--seeds names no seed", "type: --seeds 0,1,2")
         if not self.gap or min(self.gap) < 1:
             raise ConfigError(f"--gap {','.join(map(str, self.gap))} is not a list of positive numbers of frames")
-        if (self.teacher == "raft") != bool(self.teacher_weights):
-            raise ConfigError("--teacher raft and --teacher-weights go together", f"--teacher-weights FILE: {RAFT}")
+        if self.teacher == "dis" and self.teacher_weights:
+            raise ConfigError("--teacher-weights are RAFT's, and dis has none", "type: --teacher raft")
         if self.samples < STEP:
             raise ConfigError(f"--samples {self.samples} is less than one step of {STEP}")
         if self.resamples < 100 or min(self.batch_size, self.pairs) < 1:
