@@ -9,7 +9,7 @@ TRAIN  := --size tiny --image-size 112 --pairs-per-episode 20 --batch-size 8 --l
           --sample-decay 1 --loss-decay 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fix bench crash golden clean
+.PHONY: help setup demo test check fix bench gpu crash golden clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -58,6 +58,10 @@ bench: $(VENV)/dev.stamp  ## hot paths beside their ceilings and peers, as ratio
 	$(BIN)/python -m tests.benchmarks.step
 	$(BIN)/python -m tests.benchmarks.encode
 	$(BIN)/python -m tests.benchmarks.report
+
+gpu: $(VENV)/dev.stamp  ## on a machine with a GPU: its tests, then steps and utilisation by model and size
+	$(BIN)/pytest -q -m gpu
+	$(BIN)/python -m tests.benchmarks.gpu
 
 golden: $(VENV)/dev.stamp  ## write the golden files again; the diff is the review
 	$(BIN)/python tests/golden/regen.py

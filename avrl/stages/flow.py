@@ -52,11 +52,11 @@ def weights_of(teacher: str, given: str = "") -> Path | None:
         )
     if given or teacher not in RAFT:
         return Path(given) if given else None
-    from avrl.encoders.weights import _from_address
+    from avrl.encoders.weights import from_address
 
     url = RAFT[teacher].url
     try:
-        path = _from_address(teacher, RAFT[teacher])
+        path = from_address(teacher, RAFT[teacher])
     except MissingError as error:
         command = f"avrl fetch encoders --encoder {teacher}"
         raise MissingError(error.cause, f"where there is network: {command}; or pass --teacher-weights FILE") from error
