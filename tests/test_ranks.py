@@ -74,6 +74,16 @@ def test_two_ranks_save_and_stop_on_a_signal_to_any_of_them(signum, everyone, ca
 
 
 @pytest.mark.slow
+def test_the_first_rank_killed_ends_the_run_as_any_other_does(cache):
+    process = ranked.pretrain(cache, *FOR_EVER)
+    ranked.await_snapshot(cache, process)
+    os.kill(ranked.ranks_of(process)[0], signal.SIGKILL)
+    code, line, words = ended(process, within=60)
+    assert code == 5, words
+    assert line.endswith("run the same command: it goes on")
+
+
+@pytest.mark.slow
 def test_a_rank_that_hangs_is_noticed(cache):
     process = ranked.pretrain(cache, *FOR_EVER, AVRL_RANK_TIMEOUT="3")
     ranked.await_snapshot(cache, process)

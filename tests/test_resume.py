@@ -39,8 +39,8 @@ from avrl.training import train
 STEPS = 6
 SAMPLING = Sampling(0, 4, 0.8, 3)
 CASES = {
-    "whole": recipe(augment=True, sampling=SAMPLING),
-    "parts": recipe(accumulate=2, augment=True, ema=0.9, sampling=replace(SAMPLING, gaps="triangular")),
+    "whole": recipe(augment=True, threads=0, sampling=SAMPLING),
+    "parts": recipe(accumulate=2, augment=True, ema=0.9, threads=2, sampling=replace(SAMPLING, gaps="triangular")),
 }
 
 
