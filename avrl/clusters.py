@@ -5,9 +5,9 @@ tasks, silhouette and RankMe look at the vectors as they lie. Distances are cosi
 evidence. Shuffled tasks come out a little below 1 / C: an episode's own task is rarer among the others.
 
 For the second, ridge on one-hot tasks, fitted on training episodes: from what one frame shows, and from what changes.
-An image encoder has the vector of frame t and the difference of both. An encoder of pairs f(a, b) has no vector of one
-frame: its symmetric part f(a, b) + f(b, a) holds the form, and no direction, and its antisymmetric part
-f(a, b) - f(b, a) only what turns round with the order.
+An image encoder has the vector of frame t and the difference of both. An encoder of pairs is shown frame t twice,
+f(a, a), so that it too sees one frame alone; its antisymmetric part f(a, b) - f(b, a) is only what turns round with the
+order.
 
 Legend: N vectors, D dimensions, C tasks, E episodes, R resamples.
 """
@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -27,14 +27,15 @@ from avrl import intervals, splits
 from avrl.comparison import EVERY, READOUTS, ranks
 from avrl.correctness import share
 from avrl.errors import ConfigError
-from avrl.features import SWAPPED, Vectors, places, rows_of
+from avrl.features import SWAPPED, TWICE, pairs_of
 from avrl.outcome import WHOLE, effective_rank, numbers
+from avrl.probes import WIDE
 from avrl.probing import fingerprint
 from avrl.ridge import ALPHAS, Path, best
 from avrl.splits import ALL
 from avrl.stills import thumbnail
 from avrl.store import FrameStore
-from avrl.subsets import balanced
+from avrl.vectors import Vectors, places
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,7 +52,8 @@ NEIGHBOURS = 20
 STARTS = 10  # of k-means
 PERPLEXITY = 30
 SHOWN, SIDE = 150, 64  # frames that a map can show, px
-WIDE = "grid"  # readouts that are scored only if asked for
+MAPPED = ("cls", "patch-mean")  # beside the readout that comes first
+SOLVER = "k-nn, k-means, ridge"
 KNN, IDENTITY, MOTION = "knn-accuracy", "identity-accuracy", "motion-accuracy"
 
 
@@ -73,8 +75,7 @@ def score(out: File, who: Who, task: Task, given: Given) -> dict[str, Any]:
     import polars as pl
 
     episodes, root = pl.read_parquet(given.frames / "episodes.parquet"), cast("File", given.features)
-    rows = rows_of(episodes, task.gap)[0]
-    rows = rows[balanced(rows, episodes, task.seed)]
+    rows = pairs_of("clusters", episodes, task.gap, task.seed)
     of = episodes.select("episode_index", "task")
     labels_N = rows.join(of, on="episode_index", how="left", maintain_order="left")["task"].to_numpy()
     if len(set(labels_N)) < 2:
@@ -87,41 +88,45 @@ def score(out: File, who: Who, task: Task, given: Given) -> dict[str, Any]:
     parts = splits.split(rows, episodes, task.seed)
     shared = {
         **{"probe": task.probe, **asdict(who), "gap": task.gap, "gap_s": task.gap / float(episodes["fps"][0])},
-        **{"target": "", "solver": "k-nn, k-means, ridge", "train": ALL, "fingerprint": fingerprint(rows, parts, task)},
-        **{"alpha": None, "pairing": "pair" if facts["paired"] else "frame"},
+        **{"target": "", "solver": SOLVER, "train": ALL},
+        # By the solver's name, as identity was read off f(a, b) + f(b, a) once: such rows stand in no table with these.
+        **{"fingerprint": fingerprint(rows, parts, replace(task, solver=SOLVER)), "alpha": None},
+        **{"pairing": "pair" if facts["paired"] else "frame"},
     }
     scores: list[dict[str, Any]] = []
     sums: list[pl.DataFrame] = []
-    first_N = places(root, rows)
+    maps: list[pl.DataFrame] = []
+    place_N2 = places(root, rows, task.gap)
     for readout in names:
-        vectors = _vectors(root, readout, first_N, task.gap, paired=facts["paired"])
+        vectors = _vectors(root, readout, place_N2, paired=facts["paired"])
         named = {**shared, "readout": readout, "dims": vectors["z"].shape[1]}
         found, right = _apart(vectors["z"], labels_N, parts.episode_N, task)
         found += _told(vectors, labels_N, parts, task)
         scores += [{**named, **row} for row in found]
         sums.append(_sums(parts, right).with_columns(**{k: pl.lit(named[k]) for k in named if k != "dims"}))
-        if readout == names[0]:
+        if readout in (names[0], *MAPPED):
             x_N2 = map_of(vectors["z"], task.seed)
             points = rows.select("episode_index", "frame_index")
             points = points.with_columns(task=labels_N, x=x_N2[:, 0], y=x_N2[:, 1], readout=pl.lit(readout))
-            points.with_columns(picture=_pictures(given.frames, rows)).write_parquet(out / "points.parquet")
+            pictures = pl.lit(None, pl.Binary) if maps else _pictures(given.frames, rows)  # kept once
+            maps.append(points.with_columns(picture=pictures))
     pl.DataFrame(scores, infer_schema_length=None).write_parquet(out / "scores.parquet")
     pl.concat(sums).write_parquet(out / "episodes.parquet")
+    pl.concat(maps).write_parquet(out / "points.parquet")
     return {**shared, "vectors": len(rows), "tasks": len(set(labels_N)), "episodes": len(set(parts.episode_N))}
 
 
-def _vectors(root: File, readout: str, first_N: np.ndarray, gap: int, *, paired: bool) -> dict[str, np.ndarray]:
+def _vectors(root: File, readout: str, place_N2: np.ndarray, *, paired: bool) -> dict[str, np.ndarray]:
     """``z`` of each pair (of frame t), and what tells of ``identity`` and of ``motion``: (N, D) each."""
 
     def read(readout: str, pairing: str) -> np.ndarray:
-        blocks = Vectors(root, readout, pairing, first_N, gap).blocks(np.arange(len(first_N)))
+        blocks = Vectors(root, readout, pairing, place_N2).blocks(np.arange(len(place_N2)))
         return np.concatenate([z for _, z in blocks]).astype(np.float64)
 
     z = read(readout, "pair")  # a row as it lies
     if not paired:
         return {"z": z, "identity": z, "motion": read(readout, "diff")}
-    swapped = read(readout + SWAPPED, "pair")
-    return {"z": z, "identity": z + swapped, "motion": z - swapped}
+    return {"z": z, "identity": read(readout + TWICE, "pair"), "motion": z - read(readout + SWAPPED, "pair")}
 
 
 def _apart(
@@ -204,7 +209,7 @@ def _told(vectors: dict[str, np.ndarray], labels_N: np.ndarray, parts: Split, ta
         return []
     names, label_N = np.unique(labels_N, return_inverse=True)
     guess = np.bincount(label_N[parts.train_N], minlength=len(names)).argmax()
-    said = {IDENTITY: "f(a, b) + f(b, a)", MOTION: "f(a, b) - f(b, a)"}
+    said = {IDENTITY: "frame t shown twice", MOTION: "f(a, b) - f(b, a)"}
     if vectors["identity"] is vectors["z"]:
         said = {IDENTITY: "frame t", MOTION: "difference of the frames"}
     of, rows, draws = parts.episode_N[test_N], [], (task.resamples, task.seed)

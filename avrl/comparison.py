@@ -172,7 +172,7 @@ def mapped(protocol: Protocol, artifacts: Iterable[Artifact]) -> dict[str, pl.Da
     for ref, readout, label in labels.iter_rows():
         points = pl.read_parquet(files[ref]) if files[ref].exists() else None
         if points is not None and points["readout"][0] == readout:
-            found[label] = points
+            found[label] = points.filter(readout=readout)  # of the first readout alone: a page has room for one
     return found
 
 

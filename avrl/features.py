@@ -1,9 +1,12 @@
 """Features: frozen encoder -> one vector a readout for each frame, or for each pair if the encoder sees pairs.
 
-Every frame is encoded once, in whatever pairs and gaps it stands later. Vectors lie in ``features.zarr``, one
-array (N, D) float32 a readout, zstd with checksums; ``pairs.parquet`` says what row n is. Work is done in
-blocks of `BLOCK` rows, each a chunk of every array, with a done-record behind it, so a killed run goes on. Decoding,
-encoding and writing go on side by side.
+Every frame is encoded once, in whatever pairs and gaps it stands later; a probe that looks at a subset has only that
+encoded (`avrl.subsets`). Vectors lie in ``features.zarr``, one array (N, D) float32 a readout, zstd with checksums;
+``pairs.parquet`` says what row n is. A readout that no closed form takes (`too_wide`) is not written: it would be most
+of the bytes. Work is done in blocks of `BLOCK` rows, each a chunk of every array, with a done-record behind it, so a
+killed run goes on. Decoding, encoding and writing go on side by side.
+
+Legend: N rows of the artifact or pairs, D dimensions, M a part of the pairs, B samples, T frames of a sample.
 """
 
 from __future__ import annotations
@@ -12,17 +15,20 @@ import itertools
 import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from avrl.artifact import SCRATCH, write_durably
 from avrl.errors import ConfigError, IntegrityError
+from avrl.probes import WIDE
 from avrl.progress import bar
 from avrl.store import FrameStore
+from avrl.subsets import chosen
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import polars as pl
@@ -31,8 +37,14 @@ if TYPE_CHECKING:
     from avrl.encoders import Encoder
 
 BLOCK = 1024  # rows a chunk
-STRETCH = 8 * BLOCK  # rows read at once when features are used
+LARGEST = 8192  # dimensions, where rows are as many: beyond, an eigendecomposition takes hours
 SWAPPED = "-swapped"  # of an encoder of pairs, the vector of (t+gap, t) beside that of (t, t+gap)
+TWICE = "-twice"  # that of (t, t): all that such an encoder can say of one frame; for clusters
+VIEWS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "": lambda pixels_BTHWC: pixels_BTHWC,
+    SWAPPED: lambda pixels_BTHWC: pixels_BTHWC.flip(1),
+    TWICE: lambda pixels_BTHWC: pixels_BTHWC[:, :1].expand_as(pixels_BTHWC),
+}
 
 
 def rows_of(episodes: pl.DataFrame, gap: int) -> tuple[pl.DataFrame, np.ndarray]:
@@ -54,57 +66,155 @@ def rows_of(episodes: pl.DataFrame, gap: int) -> tuple[pl.DataFrame, np.ndarray]
     return table.with_columns(pl.lit(gap).alias("gap")), np.concatenate(row)
 
 
-def extract(encoder: Encoder, frames: Path, out: Path, *, gap: int, batch_size: int, device: str) -> dict[str, Any]:
+def pairs_of(which: str, episodes: pl.DataFrame, gap: int, seed: int) -> pl.DataFrame:
+    """The pairs that a probe looks at, as `rows_of` has them, whoever encodes them; see `avrl.subsets.chosen`."""
+    return chosen(which, rows_of(episodes, gap)[0], episodes, seed)
+
+
+def encoded(
+    which: str, episodes: pl.DataFrame, gap: int, seed: int, *, paired: bool
+) -> tuple[pl.DataFrame, np.ndarray]:
+    """What is encoded for a probe: as `rows_of`; of a subset's pairs, each frame once for an encoder of frames."""
+    import polars as pl
+
+    if which == "all":
+        return rows_of(episodes, gap)
+    rows = pairs_of(which, episodes, gap, seed)
+    if not paired:
+        later = rows.with_columns(pl.col("frame_index") + gap)
+        rows = pl.concat([rows, later]).unique().sort("episode_index", "frame_index").with_columns(gap=pl.lit(0))
+    first = episodes.select("episode_index", "dataset_from_index")
+    place = rows.join(first, on="episode_index", how="left", maintain_order="left")
+    return rows, (place["dataset_from_index"] + place["frame_index"]).to_numpy()
+
+
+def too_wide(dims: int, rows: int) -> str:
+    """Why vectors are too wide for a closed form; empty if they are not. What it solves is the smaller of both."""
+    words = f"{dims:,} dimensions of {rows:,} rows, a closed form takes {LARGEST:,} of either"
+    return words if min(dims, rows) > LARGEST else ""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What an artifact of features will hold.
+
+    Attributes:
+        rows: N.
+        readouts: Those that are written -> D.
+        views: Of `VIEWS`, each an array of every readout.
+        left_out: Readouts that are not written, and why.
+    """
+
+    rows: int
+    readouts: dict[str, int]
+    views: tuple[str, ...]
+    left_out: dict[str, str]
+
+    @property
+    def arrays(self) -> dict[str, int]:
+        """Name -> D."""
+        return {name + view: dims for name, dims in self.readouts.items() for view in self.views}
+
+    @property
+    def bytes(self) -> int:
+        """At most: zstd takes some percent off."""
+        return 4 * self.rows * sum(self.arrays.values())
+
+
+def layout(encoder: Encoder, rows: int, which: str, readouts: Sequence[str] = ()) -> Layout:
+    """What an encoder's features of so many rows hold: those named, or all (of a subset all but `WIDE`)."""
+    there = dict(encoder.readouts)
+    asked = list(readouts) or [name for name in there if name != WIDE or which == "all"]
+    left_out = {name: why for name in asked if (why := too_wide(there.get(name, 0), rows))}
+    kept = {name: dims for name, dims in there.items() if name in asked and name not in left_out}
+    views = tuple(VIEWS)[: 1 if not encoder.paired else 3 if which == "clusters" else 2]
+    return Layout(rows, kept, views, left_out)
+
+
+def extract(
+    encoder: Encoder,
+    frames: Path,
+    out: Path,
+    *,
+    gap: int,
+    batch_size: int,
+    device: str,
+    rows: str = "all",
+    seed: int = 0,
+    readouts: Sequence[str] = (),
+) -> dict[str, Any]:
     """Encode a frame store.
 
     Args:
         encoder: Frozen; on ``device`` already if it is a module.
         frames: Root of the ``frames`` artifact.
         out: Directory to fill; what an interrupted call left there is kept.
-        gap: Frames between the two of a pair, for an encoder of pairs; 0 for an encoder of frames.
+        gap: Frames between the two of a pair; 0 for all rows of an encoder of frames.
         batch_size: Rows a forward pass.
         device: ``cpu`` or ``cuda``.
+        rows: ``all``, or the subset that ``order`` or ``clusters`` looks at.
+        seed: Of the subset.
+        readouts: Which to write, see `layout`.
 
     Returns:
         Facts for the manifest.
 
     Raises:
-        ConfigError: the gap does not suit the encoder, or no episode is long enough for it.
+        ConfigError: the gap does not suit the encoder, no episode is long enough for it, or no readout is left.
         IntegrityError: the encoder gave a number that is not finite.
     """
+    if (bool(gap) != encoder.paired) if rows == "all" else not gap:
+        raise ConfigError(f"gap {gap} does not suit an encoder of {'pairs' if encoder.paired else 'frames'}")
+    store = FrameStore(frames)
+    table, row_N = encoded(rows, store.episodes, gap, seed, paired=encoder.paired)
+    if not len(row_N) and rows == "clusters":
+        raise ConfigError(f"{frames}: at least two tasks of two episodes each are needed")
+    if not len(row_N):
+        raise ConfigError(f"no episode is longer than the gap of {gap} frames", "lower --gap")
+    plan = layout(encoder, len(row_N), rows, readouts)
+    if not plan.readouts:
+        why = "; ".join(f"{name}: {words}" for name, words in plan.left_out.items())
+        raise ConfigError(f"none of the readouts asked for: {why or ', '.join(readouts)}", "leave out --readout")
+    arrays = _arrays(plan, out)
+    todo = [start for start in range(0, len(row_N), BLOCK) if not _record(out, start).exists()]
+    with ThreadPoolExecutor(1) as writer:
+        written = writer.submit(lambda: None)
+        apart = gap if encoder.paired else 0
+        blocks = itertools.groupby(_batches(store, row_N, todo, apart, batch_size, device), lambda batch: batch[0])
+        for start, batches in bar("features", len(todo), "block", iterable=blocks):
+            found = _encode(encoder, (pixels for _, pixels in batches), device, plan)
+            written.result()
+            written = writer.submit(_write, found, arrays, _record(out, start), start, device)
+        written.result()
+    table.write_parquet(out / "pairs.parquet")
+    facts = {"rows": len(row_N), "gap": gap, "paired": encoder.paired, "readouts": plan.readouts}
+    # A run that was killed may have gone on elsewhere, and its blocks differ by rounding.
+    devices = sorted({one.read_text() for one in (out / SCRATCH).glob("block-*")})
+    return {**facts, "left_out": plan.left_out, "device": ", ".join(devices)}
+
+
+def _arrays(plan: Layout, out: Path) -> dict[str, Any]:
+    """The arrays to fill, as they are there or new."""
     import zarr
     from zarr.codecs import ZstdCodec
 
-    if bool(gap) != encoder.paired:
-        raise ConfigError(f"gap {gap} does not suit an encoder of {'pairs' if encoder.paired else 'frames'}")
-    store = FrameStore(frames)
-    table, row_N = rows_of(store.episodes, gap)
-    if not len(row_N):
-        raise ConfigError(f"no episode is longer than the gap of {gap} frames", "lower --gap")
     (out / SCRATCH).mkdir(parents=True, exist_ok=True)
     root = zarr.open_group(str(out / "features.zarr"), mode="a")
-    arrays = {
+    return {
         name: root.require_array(
             name,
-            shape=(len(row_N), dims),
+            shape=(plan.rows, dims),
             chunks=(BLOCK, dims),
             dtype="float32",
             compressors=[ZstdCodec(level=1, checksum=True)],
         )
-        for readout, dims in encoder.readouts.items()
-        for name in (readout, readout + SWAPPED)[: 1 + bool(gap)]
+        for name, dims in plan.arrays.items()
     }
-    todo = [start for start in range(0, len(row_N), BLOCK) if not _record(out, start).exists()]
-    with ThreadPoolExecutor(1) as writer:
-        written = writer.submit(lambda: None)
-        blocks = itertools.groupby(_batches(store, row_N, todo, gap, batch_size, device), lambda batch: batch[0])
-        for start, batches in bar("features", len(todo), "block", iterable=blocks):
-            found = _encode(encoder, (pixels for _, pixels in batches), device, swap=bool(gap))
-            written.result()
-            written = writer.submit(_write, found, arrays, out, start)
-        written.result()
-    table.write_parquet(out / "pairs.parquet")
-    return {"rows": len(row_N), "gap": gap, "paired": encoder.paired, "readouts": dict(encoder.readouts)}
+
+
+def begun(out: Path) -> int:
+    """Rows that an interrupted call has written there, at most."""
+    return BLOCK * len(list((out / SCRATCH).glob("block-*")))
 
 
 def _record(out: Path, start: int) -> Path:
@@ -147,20 +257,19 @@ def _batches(
             yield start, job.result()
 
 
-def _encode(encoder: Encoder, batches: Iterable[Tensor], device: str, *, swap: bool) -> dict[str, list[Tensor]]:
-    """Parts (B, D) of each readout, still on the device: nothing here waits for a GPU."""
+def _encode(encoder: Encoder, batches: Iterable[Tensor], device: str, plan: Layout) -> dict[str, list[Tensor]]:
+    """Parts (B, D) of each array, still on the device: nothing here waits for a GPU."""
     found: dict[str, list[Tensor]] = {}
     for batch in batches:
         pixels = batch.to(device, non_blocking=True)
-        for name, z_BD in encoder.encode(pixels).items():
-            found.setdefault(name, []).append(z_BD)
-        if swap:
-            for name, z_BD in encoder.encode(pixels.flip(1)).items():
-                found.setdefault(name + SWAPPED, []).append(z_BD)
+        for view in plan.views:
+            for name, z_BD in encoder.encode(VIEWS[view](pixels)).items():
+                if name in plan.readouts:
+                    found.setdefault(name + view, []).append(z_BD)
     return found
 
 
-def _write(found: dict[str, list[Tensor]], arrays: Mapping[str, Any], out: Path, start: int) -> None:
+def _write(found: dict[str, list[Tensor]], arrays: Mapping[str, Any], record: Path, start: int, device: str) -> None:
     """Write a block, in a thread of its own: compression would keep the encoder waiting.
 
     Raises:
@@ -171,64 +280,4 @@ def _write(found: dict[str, list[Tensor]], arrays: Mapping[str, Any], out: Path,
         if not np.isfinite(z_ND).all():
             raise IntegrityError(f"readout {name!r} of the encoder has numbers that are not finite")
         arrays[name][start : start + len(z_ND)] = z_ND
-    write_durably(_record(out, start), b"")
-
-
-class Vectors:
-    """One readout of a ``features`` artifact, as the vectors of pairs, read from disk as they are asked for.
-
-    Concatenation keeps where things are (state, gripper), the difference keeps what moved: two rows, not one. For an
-    encoder of pairs the same two are f(t, t+gap) and its antisymmetric part f(t, t+gap) - f(t+gap, t).
-
-    Args:
-        root: Of the artifact.
-        readout: One of its readouts.
-        pairing: ``concat``, ``diff``, ``pair`` or ``antisymmetric``.
-        first_N: Where the pairs begin, from `places`.
-        gap: Frames between the two of a pair.
-    """
-
-    def __init__(self, root: Path, readout: str, pairing: str, first_N: np.ndarray, gap: int) -> None:
-        import zarr
-
-        self.readout, self.pairing, self.first_N, self.gap = readout, pairing, first_N, gap
-        group = root / "features.zarr"
-        names = (readout, readout + SWAPPED)[: 1 + (pairing == "antisymmetric")]
-        self._arrays = [zarr.open_array(str(group / name), mode="r") for name in names]
-        self.dims: int = self._arrays[0].shape[1] * (1 + (pairing == "concat"))
-
-    def blocks(self, index_M: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Some pairs by their numbers, in rising order: numbers (m,) and vectors (m, D) float32, by stretches."""
-        stretch_M = self.first_N[index_M] // STRETCH
-        for part in np.split(index_M, np.flatnonzero(np.diff(stretch_M)) + 1):
-            if len(part):
-                yield part, self._read(self.first_N[part])
-
-    def _read(self, at: np.ndarray) -> np.ndarray:
-        """Pairs lie in the order of the store, so a stretch is one read, not one a pair."""
-        apart = self.gap if self.pairing in ("concat", "diff") else 0
-        low = int(at.min())
-        spans = [np.asarray(one[low : int(at.max()) + 1 + apart]) for one in self._arrays]
-        one = spans[0][at - low]
-        if self.pairing == "antisymmetric":
-            return np.asarray(one - spans[1][at - low])
-        if not apart:
-            return np.asarray(one)
-        two = spans[0][at - low + apart]
-        return np.asarray(np.concatenate([one, two], 1) if self.pairing == "concat" else two - one)
-
-
-def places(root: Path, rows: pl.DataFrame) -> np.ndarray:
-    """Where the vectors of these rows (``episode_index``, ``frame_index`` of t) lie in every readout: (N,).
-
-    Raises:
-        IntegrityError: a row has no vector.
-    """
-    import polars as pl
-
-    keys = ["episode_index", "frame_index"]
-    table = pl.read_parquet(root / "pairs.parquet", columns=keys).with_row_index("place")
-    found = rows.select(keys).join(table, on=keys, how="left", maintain_order="left")["place"]
-    if found.null_count():
-        raise IntegrityError(f"{root}: {found.null_count()} pairs have no features", f"rm -r {root} and probe again")
-    return np.asarray(found.to_numpy().astype(np.int64))
+    write_durably(record, device.encode())

@@ -24,14 +24,15 @@ import numpy as np
 from avrl import probing, splits
 from avrl.correctness import share
 from avrl.errors import ConfigError
-from avrl.features import SWAPPED, Vectors, places, rows_of
+from avrl.features import SWAPPED, pairs_of
 from avrl.labels import Target
 from avrl.outcome import WHOLE, Test
+from avrl.probes import WIDE
 from avrl.probes.ridge import fits
 from avrl.splits import ALL
 from avrl.stillness import STILL, changes
 from avrl.store import FrameStore
-from avrl.subsets import evenly
+from avrl.vectors import Vectors, offers, places
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,10 +45,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PAIRS = 50_000  # at most, so many episodes there are at most: enough for any interval
 WANTED = 0.9  # accuracy that the plan asks for
 PASS, FAIL, UNDECIDED = "pass", "fail", "undecided"
-WIDE = "grid"  # readouts that are scored only if asked for
 ORDER, SAME, SHUFFLED = "order", "same frame", "shuffled labels"
 REVERSIBLE = "reversible"
 SHUFFLES = 100
@@ -61,20 +60,18 @@ class Shown:
         root: Of the features.
         readout: One of them.
         pairing: ``concat``, ``diff`` or ``pair``.
-        first_N: Where the pairs begin, from `avrl.features.places`.
-        gap: Frames between the two.
+        place_N2: Where the pairs lie, from `avrl.vectors.places`.
         same: Show frame t twice instead.
     """
 
     root: Path
     readout: str
     pairing: str
-    first_N: np.ndarray
-    gap: int
+    place_N2: np.ndarray
     same: bool = False
 
     def _read(self, readout: str) -> Vectors:
-        return Vectors(self.root, readout, self.pairing, self.first_N, self.gap)
+        return Vectors(self.root, readout, self.pairing, self.place_N2)
 
     @property
     def dims(self) -> int:
@@ -120,8 +117,7 @@ def score(out: Path, who: Who, task: Task, given: Given) -> dict[str, Any]:
     import polars as pl
 
     store, root = FrameStore(given.frames), cast("Path", given.features)
-    pairs = rows_of(store.episodes, task.gap)[0]
-    pairs = pairs[evenly(pairs, max(1, PAIRS // len(store.episodes)))]
+    pairs = pairs_of("order", store.episodes, task.gap, task.seed)
     moves_N = changes(store, pairs, task.gap) >= STILL
     static, pairs = float(1 - moves_N.mean()), pairs.filter(moves_N)
     target = _target(pairs)
@@ -140,8 +136,13 @@ def score(out: Path, who: Who, task: Task, given: Given) -> dict[str, Any]:
     }
     scores: list[dict[str, Any]] = []
     sums: list[pl.DataFrame] = []
-    for shown in _inputs(root, places(root, pairs), task):
-        named = {**shared, "readout": shown.readout, "pairing": shown.pairing, "dims": shown.dims}
+    place_N2 = places(root, pairs, task.gap)
+    found, left_out = offers(root, task.readouts, ("pair",), len(target.rows), but=WIDE)
+    for name, why in left_out.items():
+        log.warning("%s: readout %s is left out: %s", who.encoder, name, why)
+    for readout, pairing in found:
+        shown = Shown(root, readout, pairing, place_N2)
+        named = {**shared, "readout": readout, "pairing": pairing, "dims": shown.dims}
         rows, whole = _judge(shown, target, parts, (store.episodes, reversible), task)
         scores += [{**row, **named, "verdict": verdict(row)} for row in rows]
         sums.append(whole.sums({name: value for name, value in named.items() if name != "note"}))
@@ -151,7 +152,8 @@ def score(out: Path, who: Who, task: Task, given: Given) -> dict[str, Any]:
     pl.concat(sums).write_parquet(out / "episodes.parquet")
     counts = {name: scores[0][name] for name in ("n_train", "n_test", "episodes_train", "episodes_test")}
     told = sum(reversible.values()) if reversible else "not known"
-    return {**counts, **shared, "static": round(static, 4), "still_below": STILL, "reversible_tasks": told}
+    facts = {"static": round(static, 4), "still_below": STILL, "reversible_tasks": told, "left_out": left_out}
+    return {**counts, **shared, **facts}
 
 
 def verdict(row: dict[str, Any]) -> str:
@@ -166,21 +168,6 @@ def _target(pairs: pl.DataFrame) -> Target:
     twice = pairs[np.repeat(np.arange(len(pairs)), 2)]
     y_NK, nothing = np.tile([1.0, 0.0], len(pairs))[:, None], np.zeros((2 * len(pairs), 0))
     return Target(twice, y_NK, nothing, nothing, {ORDER: (ORDER,)}, (ORDER,))
-
-
-def _inputs(root: Path, first_N: np.ndarray, task: Task) -> Iterator[Shown]:
-    """Each readout as it can be shown."""
-    facts = json.loads((root / "manifest.json").read_bytes())["facts"]
-    for readout in task.readouts or [name for name in facts["readouts"] if name != WIDE]:
-        if readout not in facts["readouts"]:
-            log.warning("no readout %s; there are %s", readout, ", ".join(facts["readouts"]))
-            continue
-        for pairing in ("pair",) if facts["paired"] else ("concat", "diff"):
-            shown = Shown(root, readout, pairing, first_N, task.gap)
-            if shown.dims > probing.LARGEST:
-                log.warning("readout %s, %s is too wide for a closed form and is left out", readout, pairing)
-            else:
-                yield shown
 
 
 def _judge(

@@ -24,6 +24,7 @@ from avrl.outcome import RANK_ROWS, WHOLE, Test, effective_rank
 from avrl.probes import attentive
 from avrl.probes.ridge import fits
 from avrl.splits import ALL, SEEN, UNSEEN
+from avrl.vectors import Vectors, offers, places
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LARGEST = 8192  # dimensions of a readout; beyond, and with more pairs than that, an eigendecomposition takes hours
 PROTOCOL = 3  # bump when numbers of the same samples would change
 
 
@@ -105,7 +105,7 @@ def score(out: File, who: Who, task: Task, given: Given) -> dict[str, Any]:
         if len(scores) == first:
             raise ConfigError(f"{who.encoder} has none of the readouts asked for", "leave out --readout")
         counts = {name: scores[first][name] for name in ("n_train", "n_test", "episodes_train", "episodes_test")}
-        facts.append({**counts, **shared, "tested": tested})
+        facts.append({**counts, **shared, "tested": tested, "left_out": _offers(given.features, target, task)[1]})
     if not facts:
         raise ConfigError(
             f"{given.frames}: two training episodes and a held-out one with frames {task.gap} apart are needed",
@@ -128,25 +128,23 @@ def fingerprint(rows: pl.DataFrame, parts: Split, task: Task) -> str:
 
 def _inputs(encoder: str, target: Target, features_root: File | None, task: Task) -> Iterator[Inputs]:
     """Each readout in both ways that two frames become one vector."""
-    from avrl import features
-
     if features_root is None:
         floors = {"state": target.state_NS, "oracle": np.concatenate([target.state_NS, target.motion_NS], 1)}
         yield Floor(encoder, floors.get(encoder, np.zeros((len(target.rows), 1))))
         return
-    facts = json.loads((features_root / "manifest.json").read_bytes())["facts"]
-    first_N = features.places(features_root, target.rows)
-    for readout in task.readouts or facts["readouts"]:
-        if readout not in facts["readouts"]:
-            log.warning("%s has no readout %s; it has %s", encoder, readout, ", ".join(facts["readouts"]))
-            continue
-        if 2 * facts["readouts"][readout] > LARGEST and len(target.rows) > LARGEST:
-            log.warning("readout %s of %s is too wide for a closed form and is left out", readout, encoder)
-            continue
-        for pairing in ("pair", "antisymmetric") if facts["paired"] else ("concat", "diff"):
-            # A pixel difference is antisymmetric as it stands.
-            if pairing == "pair" or readout != "difference" or not facts["paired"]:
-                yield features.Vectors(features_root, readout, pairing, first_N, task.gap)
+    place_N2 = places(features_root, target.rows, task.gap)
+    found, left_out = _offers(features_root, target, task)
+    for name, why in left_out.items():
+        log.warning("%s: readout %s is left out: %s", encoder, name, why)
+    for readout, pairing in found:
+        # A pixel difference is antisymmetric as it stands.
+        if (readout, pairing) != ("difference", "antisymmetric"):
+            yield Vectors(features_root, readout, pairing, place_N2)
+
+
+def _offers(root: File | None, target: Target, task: Task) -> tuple[list[tuple[str, str]], dict[str, str]]:
+    """See `avrl.vectors.offers`; a floor has none."""
+    return offers(root, task.readouts, ("pair", "antisymmetric"), len(target.rows)) if root else ([], {})
 
 
 def _judged(

@@ -16,9 +16,17 @@ from avrl.episodes import NO_LANGUAGE
 if TYPE_CHECKING:
     import polars as pl
 
+PAIRS = 50_000  # of order, or one of each episode: enough for any interval
 TASKS = 200  # the ones with most episodes: all of EgoDex's, and of Bridge's thousands of sentences the common ones
 VECTORS = 4000  # a distance between each two is 128 MB
 PER_EPISODE = 12
+
+
+def chosen(which: str, rows: pl.DataFrame, episodes: pl.DataFrame, seed: int) -> pl.DataFrame:
+    """Those rows of all pairs that a probe looks at: ``all``, or by the rule of ``order`` or of ``clusters``."""
+    if which == "order":
+        return rows[evenly(rows, max(1, PAIRS // len(episodes)))]
+    return rows[balanced(rows, episodes, seed)] if which == "clusters" else rows
 
 
 def evenly(rows: pl.DataFrame, n: int) -> np.ndarray:

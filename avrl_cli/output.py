@@ -6,6 +6,8 @@ import json as jsonlib
 import logging
 import os
 import sys
+import traceback
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +17,10 @@ from avrl.cache import Cache, size
 from avrl.errors import NotFoundError
 from avrl.progress import QUIET, bar
 from avrl.stage import run, why
+from avrl_cli.errors import DISK_FULL, explain
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from avrl.artifact import Artifact
@@ -52,6 +56,7 @@ class Session:
     quiet: bool = False
     artifacts: list[dict[str, Any]] = field(default_factory=list)
     document: dict[str, Any] = field(default_factory=dict)
+    failures: list[dict[str, Any]] = field(default_factory=list)
     listing: bool = True  # at its end, paths of what was made; not where a document was told on stdout
 
     @property
@@ -110,6 +115,23 @@ class Session:
             self.artifacts[-1]["mirror"] = place
             self.say(f"mirrored to {place}")
 
+    @contextmanager
+    def attempt(self, what: str) -> Iterator[None]:
+        """One of several tasks that do not need each other: its error is told at once, and `close` ends with the first.
+
+        A signal ends all of them, and so does a full disk.
+        """
+        try:
+            yield
+        except Exception as error:
+            code, line = explain(error)
+            if code == DISK_FULL:
+                raise
+            if "--debug" in sys.argv:
+                traceback.print_exception(error)
+            print(f"avrl: {what}: {line}", file=sys.stderr, flush=True)
+            self.failures.append({"what": what, "error": line, "kind": type(error).__name__, "exit_code": code})
+
     def missing(self, stage: str, why: str) -> None:
         """Dry run only: a stage that cannot be keyed yet because its input is still to be made."""
         if not self.dry_run:
@@ -132,11 +154,13 @@ class Session:
 
     def close(self) -> None:
         """End the run: the JSON document, or the paths of what was made, so that shells compose."""
+        code = self.failures[0]["exit_code"] if self.failures else DROPPED if self._dropped() else 0
         if self.json:
-            head = {"verb": self.verb, "dry_run": self.dry_run, "exit_code": DROPPED if self._dropped() else 0}
-            print(jsonlib.dumps({**head, **self.document, "artifacts": self.artifacts}, indent=1))
+            head = {"verb": self.verb, "dry_run": self.dry_run, "exit_code": code}
+            failed = {"failures": self.failures} if self.failures else {}
+            print(jsonlib.dumps({**head, **self.document, **failed, "artifacts": self.artifacts}, indent=1))
         elif self.listing and not self.dry_run:
             for one in self.artifacts:
                 print(one["path"])
-        if self._dropped():
-            raise typer.Exit(DROPPED)
+        if code:
+            raise typer.Exit(code)

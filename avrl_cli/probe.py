@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from avrl.errors import ConfigError, NotFoundError
+from avrl.cache import size
+from avrl.errors import AvrlError, ConfigError, NotFoundError
 from avrl.stages import fetch, flow, prep
-from avrl.stages.features import FEATURES
+from avrl.stages.features import FEATURES, plan
 from avrl.stages.prep import whole
 from avrl.stages.pretrain import OBJECTIVES, network
 from avrl.stages.probe import (
@@ -27,7 +30,12 @@ from avrl_cli.options import listed, verb
 from avrl_cli.output import Session
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from avrl.artifact import Artifact
+    from avrl.stages.features import FeaturesConfig, Plan
+
+    Asked = tuple[str, int, int]  # what, gap, seed
 
 NAME = "probe"
 ALONG = ("random", "pixels")  # untrained twins and pixel floors: scored along with any encoder, so naming them is idle
@@ -88,10 +96,35 @@ def command(
         entry.identity()  # weights that are missing show before hours of others' features
     labels = _labels(session, store) if kind.labelled else None
     floors = [one for one in kind.floors if config.solver == "ridge" or one not in UNSEEING]
-    for gap, seed in itertools.product(config.gap, config.seed):
-        labels = _flow(session, config, (gap, seed), store) if kind.flow else labels
-        for entry in [*(Entry(name, "none") for name in floors), *entries]:
-            _score(session, config, entry, (what, gap, seed), store, labels)
+    asked = [(what, gap, seed) for gap, seed in itertools.product(config.gap, config.seed)]
+    _matrix(session, config, ([Entry(name, "none") for name in floors], entries), asked, store, labels)
+
+
+def _matrix(
+    session: Session,
+    config: ProbeConfig,
+    scored: tuple[list[Entry], list[Entry]],
+    asked: Sequence[Asked],
+    store: Artifact,
+    labels: Artifact | None,
+) -> None:
+    """Score floors and encoders; what one encoder fails at is told, and the others go on."""
+    floors, entries = scored
+    plans = _plans(session, config, [*floors, *entries], asked, store)
+    needed, what = sum(one.bytes for one in plans.values()), f"what is to be encoded of {store.ref}"
+    if not session.dry_run:
+        session.store.require_space(needed, what)
+    for one in asked:
+        labels = _flow(session, config, one[1:], store) if KINDS[one[0]].flow else labels
+        for entry in floors:  # what ends a floor would end every encoder
+            _score(session, config, entry, one, store, labels, plans)
+        for entry in entries:
+            with session.attempt(f"{entry.name} ({entry.init})"):
+                _score(session, config, entry, one, store, labels, plans)
+    if session.dry_run and plans:
+        session.document["plan"] = [{"features": key, **asdict(one)} for key, one in plans.items()]
+        session.store.require_space(needed, what)
+        session.say(f"{size(needed)} of features at most, {size(session.store.free())} free: it fits")
 
 
 def _named(session: Session, what: str, given: list[str], weights: str) -> list[Entry]:
@@ -179,20 +212,51 @@ def _checkpoint(session: Session, name: str) -> Artifact | None:
         raise ConfigError(f"no encoder or checkpoint named {name!r}", f"known: {names}") from None
 
 
+def _features(
+    session: Session, config: ProbeConfig, entry: Entry, asked: Asked, store: Artifact
+) -> tuple[FeaturesConfig, dict[str, Artifact]] | None:
+    """The features that an encoder needs, and of what; None for one that needs none.
+
+    Those of all readouts are taken where they are there, and those of the readouts asked for are not.
+    """
+    wanted = entry.features(config, *asked, store.manifest.facts["frames"])
+    if wanted is None:
+        return None
+    inputs = {"frames": store} | ({"checkpoint": entry.checkpoint} if entry.checkpoint else {})
+    there = [one for one in (wanted, wanted.whole()) if session.store.find(FEATURES.name, FEATURES.key(one, inputs))]
+    return (there or [wanted])[0], inputs
+
+
+def _plans(
+    session: Session, config: ProbeConfig, entries: list[Entry], asked: Sequence[Asked], store: Artifact
+) -> dict[str, Plan]:
+    """What features are still to be made, by their keys. An encoder that cannot be planned says why when it is run."""
+    found: dict[str, Plan] = {}
+    for entry, one in itertools.product(entries, asked):
+        wanted = _features(session, config, entry, one, store)
+        key = FEATURES.key(*wanted) if wanted else ""
+        if wanted and key not in found and not session.store.find(FEATURES.name, key):
+            with contextlib.suppress(AvrlError, RuntimeError):
+                found[key] = plan(*wanted, session.store)
+    return found
+
+
 def _score(
     session: Session,
     config: ProbeConfig,
     entry: Entry,
-    asked: tuple[str, int, int],
+    asked: Asked,
     store: Artifact,
     labels: Artifact | None,
+    plans: dict[str, Plan],
 ) -> None:
     kind, inputs = KINDS[asked[0]], {"frames": store}
     own = {"checkpoint": entry.checkpoint} if entry.checkpoint else {}
     request = entry.scores(config, *asked)
-    wanted = None if looks(request) else entry.features(config, asked[1])
+    wanted = _features(session, config, entry, asked, store)
     if wanted:
-        found = session.run(FEATURES, wanted, {"frames": store, **own}, f"{store.manifest.facts['frames']} frames")
+        planned = plans.get(FEATURES.key(*wanted))
+        found = session.run(FEATURES, *wanted, planned.words() if planned else "")
         if found:
             inputs["features"] = found
     if ((kind.labelled or kind.flow) and labels is None) or (wanted and "features" not in inputs):

@@ -10,7 +10,7 @@ import polars as pl
 from avrl import store
 from avrl.codec import encode
 from avrl.episodes import Episode, table
-from avrl.features import SWAPPED
+from avrl.features import SWAPPED, TWICE
 
 SIZE = 32
 
@@ -72,6 +72,7 @@ def features_of(out: Path, rows: pl.DataFrame, vectors: dict[str, np.ndarray], *
         if paired:  # frames told apart in the first half, and the same either way round in the second
             half = np.arange(z_ND.shape[1]) < z_ND.shape[1] // 2
             group.create_array(name + SWAPPED, data=np.where(half, -z_ND, z_ND).astype(np.float32))
+            group.create_array(name + TWICE, data=np.where(half, 0, z_ND).astype(np.float32))
     rows.write_parquet(out / "pairs.parquet")
     facts = {"paired": paired, "readouts": {name: z.shape[1] for name, z in vectors.items()}}
     (out / "manifest.json").write_text(json.dumps({"facts": facts}))

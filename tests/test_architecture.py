@@ -34,7 +34,7 @@ LAYERS = {
     "hops": """
         avrl.averaging avrl.checkpoint avrl.cost avrl.curve avrl.devices avrl.export avrl.launch_script avrl.looks
         avrl.pace avrl.ranks avrl.training avrl.watch avrl.machine avrl.remoterun avrl.sync
-        avrl.features avrl.probing avrl.flow avrl.flow_labels avrl.flow_verdict avrl.order avrl.clusters
+        avrl.features avrl.vectors avrl.probing avrl.flow avrl.flow_labels avrl.flow_verdict avrl.order avrl.clusters
         avrl.words avrl.comparison avrl.tables avrl.effects avrl.convergence avrl.hypotheses avrl.budgets avrl.leaders
         avrl.verdicts avrl.answers avrl.drawing avrl.pictures avrl.gallery avrl.typeset avrl.page avrl.contrast
         avrl.lineage avrl.cells avrl.holdings avrl.spread avrl.report

@@ -1,5 +1,6 @@
 """The command line as a shell sees it: streams, exit codes, one line an error, the next command to type."""
 
+import errno
 import json
 import logging
 import os
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+import typer
 from golden.regen import HELP, VERBS, help_of, page_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -31,6 +33,7 @@ from avrl.stages.prep import STAGE as FRAMES
 from avrl.stages.prep import PrepConfig
 from avrl_cli.errors import explain
 from avrl_cli.options import _typed
+from avrl_cli.output import Session
 
 AVRL = Path(sys.executable).with_name("avrl")
 HEAVY = ("torch", "zarr", "boto3", "polars", "timm", "numpy")
@@ -113,6 +116,35 @@ def small_part(folder):
     with zipfile.ZipFile(SAMPLE / "egodex" / "sample.zip") as source, zipfile.ZipFile(folder / "part1.zip", "w") as to:
         for name in (*chosen, "hammer_nail/0.mp4"):
             to.writestr(f"part1/{name}", source.read(f"sample/{name}"))
+
+
+# Several tasks in one run.
+
+
+def test_one_failure_of_many_is_told_at_once_and_the_first_ones_code_ends_the_run(capsys, tmp_path):
+    session, went_on = Session("probe", tmp_path, json=True), []
+    for what, error in (("a", errors.IntegrityError("x is damaged")), ("b", None), ("c", errors.ConfigError("no y"))):
+        with session.attempt(what):
+            if error:
+                raise error
+            went_on.append(what)
+    assert went_on == ["b"]
+    assert capsys.readouterr().err == "avrl: a: x is damaged\navrl: c: no y\n"
+    with pytest.raises(typer.Exit) as caught:
+        session.close()
+    document = json.loads(capsys.readouterr().out)
+    assert caught.value.exit_code == document["exit_code"] == 8
+    assert [one["what"] for one in document["failures"]] == ["a", "c"]
+
+
+@pytest.mark.parametrize(
+    "error", [errors.DiskFullError("full"), OSError(errno.ENOSPC, "full"), KeyboardInterrupt(), SystemExit(143)]
+)
+def test_a_full_disk_or_a_signal_ends_all(tmp_path, error):
+    session = Session("probe", tmp_path)
+    with pytest.raises(type(error)), session.attempt("a"):
+        raise error
+    assert not session.failures
 
 
 # Help, version, completion.

@@ -104,7 +104,7 @@ def test_of_a_tie_the_nearest_decides_and_few_vectors_have_few_neighbours():
     assert neighbours(np.array([0] * 100 + [1] * 5), np.array([*range(100), 100, 100, 100, 101, 102])) == 2
 
 
-@pytest.mark.parametrize(("paired", "where"), [(False, "frame t"), (True, "f(a, b) + f(b, a)")])
+@pytest.mark.parametrize(("paired", "where"), [(False, "frame t"), (True, "frame t shown twice")])
 def test_what_only_the_picture_knows_is_identity_and_not_motion(frames, tmp_path, paired, where):
     """The second half of a pair's vector is the same either way round."""
     scores, _ = run(frames, tmp_path, lambda t: np.concatenate([noise(t), 3 * of_task(t)], 1), paired=paired)
@@ -157,6 +157,17 @@ def test_the_map_has_a_point_a_vector_and_keeps_tasks_apart_that_are(frames, tmp
     np.testing.assert_array_equal(
         again, clusters.map_of(of_task(rows_of(pl.read_parquet(frames / "episodes.parquet"), 1)[0]), 0)
     )
+
+
+def test_both_readouts_have_a_map_and_frames_are_kept_once(frames, tmp_path):
+    made = {"change": noise, "cls": of_task, "patch-mean": noise}
+    run(frames, tmp_path, lambda table: {name: make(table) for name, make in made.items()}, resamples=10)
+    points = pl.read_parquet(tmp_path / "points.parquet")
+    assert points["readout"].unique(maintain_order=True).to_list() == ["cls", "patch-mean"]
+    assert len(points) == 2 * 240
+    kept = points.filter(pl.col("picture").is_not_null())
+    assert set(kept["readout"]) == {"cls"}
+    assert len(kept) > 100
 
 
 def test_a_subset_is_balanced_bounded_and_leaves_out_what_has_no_task():

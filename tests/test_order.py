@@ -1,6 +1,8 @@
 """Temporal order: planted truth, controls at a coin's, exact balance, static pairs out."""
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -10,9 +12,9 @@ import torch
 import zarr
 from made import features_of, frame_store
 
-from avrl import features, order, splits
+from avrl import order, splits, subsets
 from avrl.errors import ConfigError
-from avrl.features import SWAPPED, rows_of
+from avrl.features import SWAPPED, extract, rows_of
 from avrl.order import PASS, Shown, score, verdict
 from avrl.probes import Given, Task, Who
 from avrl.probes.ridge import fits
@@ -20,6 +22,7 @@ from avrl.sources import SAMPLE, egodex
 from avrl.stillness import STILL, changes
 from avrl.store import FrameStore
 from avrl.subsets import evenly
+from avrl.vectors import places
 
 LENGTHS = [12] * 18
 SPLITS = ["train"] * 12 + ["val"] * 6
@@ -143,18 +146,35 @@ def test_vectors_are_those_of_the_order_shown(frames, tmp_path):
     (tmp_path / "pair").mkdir()
     pair = features_of(tmp_path / "pair", table, {"cls": z}, paired=True)
     twin = zarr.open_array(str(pair / "features.zarr" / f"cls{SWAPPED}"))[:]
-    at, asked = np.arange(len(table)), np.array([2, 3, 8, 9, 11])
-    number, shown = map(np.concatenate, zip(*Shown(pair, "cls", "pair", at, 1).blocks(asked), strict=True))
+    at, asked = np.stack([np.arange(len(table)), np.arange(len(table)) + 1], 1), np.array([2, 3, 8, 9, 11])
+    number, shown = map(np.concatenate, zip(*Shown(pair, "cls", "pair", at).blocks(asked), strict=True))
     assert number.tolist() == asked.tolist()
     np.testing.assert_array_equal(shown, np.stack([z[1].astype("f"), twin[1], z[4].astype("f"), twin[4], twin[5]]))
     (tmp_path / "image").mkdir()
     image = features_of(tmp_path / "image", table, {"cls": z}, paired=False)
-    ((_, both),) = Shown(image, "cls", "concat", at, 1).blocks(np.array([0, 1]))
+    ((_, both),) = Shown(image, "cls", "concat", at).blocks(np.array([0, 1]))
     np.testing.assert_allclose(both, [[*z[0], *z[1]], [*z[1], *z[0]]], rtol=1e-6)
-    ((_, both),) = Shown(image, "cls", "diff", at, 1).blocks(np.array([0, 1]))
+    ((_, both),) = Shown(image, "cls", "diff", at).blocks(np.array([0, 1]))
     np.testing.assert_allclose(both, [z[1] - z[0], z[0] - z[1]], rtol=1e-5, atol=1e-6)
-    ((_, both),) = Shown(image, "cls", "concat", at, 1, same=True).blocks(np.array([0, 1]))
+    ((_, both),) = Shown(image, "cls", "concat", at, same=True).blocks(np.array([0, 1]))
     np.testing.assert_allclose(both, [[*z[0], *z[0]]] * 2, rtol=1e-6)
+
+
+def test_features_of_the_pairs_that_are_looked_at_score_as_those_of_all(frames, tmp_path, monkeypatch):
+    """An encoder of frames, whose pairs lie in two places; and one pair in four is looked at."""
+    monkeypatch.setattr(subsets, "PAIRS", 3 * len(LENGTHS))
+    mean = SimpleNamespace(paired=False, readouts={"mean": 3})
+    mean.encode = lambda pixels_BTHWC: {"mean": pixels_BTHWC[:, 0].float().mean((1, 2))}
+    found = []
+    for which in ("all", "order"):
+        root = tmp_path / which
+        facts = extract(mean, frames, root, gap=2 * (which != "all"), batch_size=50, device="cpu", rows=which)
+        (root / "manifest.json").write_text(json.dumps({"facts": facts}))
+        score(root, Who("mean", "", "none"), replace(TASK, gap=2), Given(frames, features=root))
+        found.append((facts["rows"], pl.read_parquet(root / "scores.parquet")))
+    assert found[0][1].equals(found[1][1])
+    assert found[0][0] == 12 * 18
+    assert found[1][0] <= 2 * 3 * 18
 
 
 def test_the_test_split_is_never_fitted_on(frames, tmp_path):
@@ -166,7 +186,7 @@ def test_the_test_split_is_never_fitted_on(frames, tmp_path):
         z = in_order(table) + spoil * parts.test_N[0::2, None]
         (tmp_path / str(spoil)).mkdir()
         root = features_of(tmp_path / str(spoil), table, {"cls": z}, paired=True)
-        shown = Shown(root, "cls", "pair", features.places(root, table), 1)
+        shown = Shown(root, "cls", "pair", places(root, table, 1))
         found.append(list(fits(shown, np.where(parts.test_N[:, None], spoil, target.y_NK), parts, episodes, 0)))
     for (_, one, alpha), (_, other, other_alpha) in zip(*found, strict=True):
         assert torch.equal(one.weight_DK, other.weight_DK)

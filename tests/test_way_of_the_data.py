@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,10 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from typer.testing import CliRunner
+
+from avrl.errors import DiskFullError
+from avrl_cli.app import app
 
 AVRL = str(Path(sys.executable).parent / "avrl")
 TINY = ["--size", "tiny", "--image-size", "32", "--epochs", "1", "--pairs-per-episode", "2", "--batch-size", "8"]
@@ -129,6 +134,70 @@ def test_a_damaged_checkpoint_is_refused_by_name(cache):
         weights.write_bytes(before)
     assert done.returncode == 8
     assert "model.safetensors" in done.stderr
+
+
+def inside(cache: Path, *words: str):
+    """The command in this process, which has torch already."""
+    return CliRunner().invoke(app, [*words, "--cache", str(cache)])
+
+
+@pytest.fixture(scope="module")
+def few(cache, tmp_path_factory):
+    """The same checkpoints, beside frames of which there are few."""
+    root = tmp_path_factory.mktemp("few")
+    for noun in ("raw", "checkpoints"):
+        shutil.copytree(cache / noun, root / noun, symlinks=True)
+    assert inside(root, "prep", "sample", "--image-size", "32", "--fps", "1", "--workers", "1").exit_code == 0
+    return root
+
+
+SPOKEN = {
+    "bridge": [],
+    "egodex": [],
+    "flow": ["--seeds", "0,1", "--pairs", "60"],
+    "order": ["--gap", "1,2"],
+    "clusters": [],
+}
+
+
+@pytest.mark.parametrize("what", SPOKEN)
+def test_everything_that_can_be_probed_runs_and_is_found_the_second_time(few, what):
+    words = ["probe", what, "--on", "sample", "--encoder", "two-stream,videomae,random,pixels", *SPOKEN[what]]
+    words += ["--resamples", "100", "--json", "--quiet"]
+    for hit in (False, True):
+        done = inside(few, *words)
+        assert done.exit_code == 0, done.output
+        made = [one for one in json.loads(done.stdout)["artifacts"] if one["stage"] == "scores"]
+        assert {one["hit"] for one in made} == {hit}
+        runs = 2 if SPOKEN[what][:1] in (["--gap"], ["--seeds"]) else 1
+        assert sum("two-stream" in one["ref"] or "videomae" in one["ref"] for one in made) == 4 * runs
+    if what == "clusters":
+        table = pl.concat([pl.read_parquet(one) for one in few.glob("scores/clusters-*/scores.parquet")])
+        assert "from frame t shown twice" in set(table["note"])
+
+
+def test_a_dry_run_of_a_probe_counts_rows_and_bytes_and_what_cannot_fit_is_refused(few, monkeypatch):
+    words = ["probe", "order", "--on", "sample", "--encoder", "single-stream"]
+    told = inside(few, *words, "--dry-run").stderr
+    assert re.search(r"miss features/single-stream-gap1: .*\n +\d+ rows, [\d.]+ MB at most", told)
+    assert re.search(r"MB of features at most, [\d.]+ .B free: it fits", told)
+    free = shutil.disk_usage(few)._replace(free=10**5)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+    for more in ([], ["--dry-run"]):
+        done = inside(few, *words, *more)
+        assert isinstance(done.exception, DiskFullError)
+        assert "what is to be encoded of egodex-sample" in str(done.exception)
+    assert not list(few.glob("features/single-stream*"))
+
+
+def test_what_one_encoder_lacks_does_not_end_the_others(few):
+    words = ["probe", "bridge", "--on", "sample", "--encoder", "videomae,two-stream", "--readout", "m"]
+    done = inside(few, *words, "--resamples", "100", "--json")
+    assert done.exit_code == 2
+    assert "avrl: videomae (trained): videomae has none of the readouts asked for; leave out --readout" in done.stderr
+    document = json.loads(done.stdout)
+    assert [one["what"] for one in document["failures"]] == ["videomae (trained)", "videomae (random)"]
+    assert sum("two-stream" in one["ref"] and one["stage"] == "scores" for one in document["artifacts"]) == 2
 
 
 def test_offline_weights_are_exit_11_with_the_command_that_gets_them(cache, tmp_path):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from avrl.encoders import Encoder
 
 
+WIDE = "grid"  # the readout of most dimensions: a probe of a subset makes and scores it only if it is named
 STEP = 64  # pairs that an attentive probe learns from at once: part of what it finds, so nobody's to choose
 
 

@@ -2,36 +2,82 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from avrl.cache import size
 from avrl.config import Opt
 from avrl.encoders import licence
+from avrl.probes import WIDE
 from avrl.stage import Built, Inputs, Stage
 
 if TYPE_CHECKING:
+    from avrl.cache import Cache
     from avrl.encoders import Encoder
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeaturesConfig:
-    """Which frozen encoder; `gap` is 0 for an encoder of single frames, whose features serve every gap."""
+    """Which frozen encoder; `gap` is 0 for all rows of an encoder of single frames, whose features serve every gap."""
 
     encoder: Annotated[str, Opt("Encoder")]
     init: Annotated[Literal["trained", "pretrained", "random"], Opt("Weights")]
     gap: Annotated[int, Opt("Gap of a pair", unit="frames")]
+    rows: Annotated[Literal["all", "order", "clusters"], Opt("All pairs, or those that a probe looks at")] = "all"
+    seed: Annotated[int, Opt("Of the pairs that clusters looks at")] = 0
+    readouts: Annotated[tuple[str, ...], Opt("Readouts to keep; empty for all, of a subset but for the grid")] = ()
     weights: Annotated[str, Opt("SHA-256 of the weights file")] = ""
     weights_path: Annotated[str, Opt("Weights file", runtime=True)] = ""
     batch_size: Annotated[int, Opt("Rows a forward pass", runtime=True)] = 64
     device: Annotated[Literal["auto", "cpu"], Opt("auto: a GPU if there is one", runtime=True)] = "auto"
 
+    def whole(self) -> FeaturesConfig:
+        """The request for all readouts, whose features serve this one too; itself if there is none."""
+        return self if self.rows != "all" and WIDE in self.readouts else replace(self, readouts=())
 
-def frozen(config: Any, inputs: Inputs) -> tuple[Encoder, str]:
+
+@dataclass(frozen=True)
+class Plan:
+    """What features will come to: rows, and bytes that are still to be written, at most."""
+
+    rows: int
+    bytes: int
+    left_out: dict[str, str]
+
+    def words(self) -> str:
+        """For the terminal."""
+        but = "".join(f"; without {name}: {why}" for name, why in self.left_out.items())
+        return f"{self.rows:,} rows, {size(self.bytes)} at most{but}"
+
+
+def plan(config: FeaturesConfig, inputs: Inputs, cache: Cache) -> Plan:
+    """What a build would come to, from the encoder without its weights.
+
+    Raises:
+        MissingError: a package that the encoder needs is not installed.
+        RuntimeError: the encoder cannot be built without memory, as some of timm's can not.
+    """
+    import polars as pl
+    import torch
+
+    from avrl.features import begun, encoded, layout
+
+    init: Any = "random" if config.weights or "checkpoint" in inputs else config.init
+    with torch.device("meta"):  # no memory and no time: 0.2 s for ViT-L
+        encoder, _ = frozen(replace(config, init=init, weights_path=""), inputs, "meta")
+    episodes = pl.read_parquet(inputs["frames"].root / "episodes.parquet")
+    rows = len(encoded(config.rows, episodes, config.gap, config.seed, paired=encoder.paired)[1])
+    there = begun(cache.partial(FEATURES.name, _slug(config, inputs), FEATURES.key(config, inputs)))
+    whole = layout(encoder, rows, config.rows, config.readouts)
+    return Plan(rows, whole.bytes * max(0, rows - there) // max(1, rows), whole.left_out)
+
+
+def frozen(config: Any, inputs: Inputs, device: str = "") -> tuple[Encoder, str]:
     """The frozen encoder of a request (its `encoder`, `init`, `weights_path`, `device`), and the device it is on."""
     import torch
 
-    device = "cuda" if config.device == "auto" and torch.cuda.is_available() else "cpu"
+    device = device or ("cuda" if config.device == "auto" and torch.cuda.is_available() else "cpu")
     if "checkpoint" in inputs:
         from avrl.artifact import verify
         from avrl.checkpoint import load
@@ -56,8 +102,18 @@ def _build_features(config: FeaturesConfig, inputs: Inputs, out: Path) -> Built:
     from avrl.features import extract
 
     encoder, device = frozen(config, inputs)
-    facts = extract(encoder, inputs["frames"].root, out, gap=config.gap, batch_size=config.batch_size, device=device)
-    facts |= {"encoder": config.encoder, "init": config.init, "device": device}
+    facts = extract(
+        encoder,
+        inputs["frames"].root,
+        out,
+        gap=config.gap,
+        batch_size=config.batch_size,
+        device=device,
+        rows=config.rows,
+        seed=config.seed,
+        readouts=config.readouts,
+    )
+    facts |= {"encoder": config.encoder, "init": config.init}
     if isinstance(encoder, torch.nn.Module):
         facts["parameters"] = sum(one.numel() for one in encoder.parameters())
     if not config.weights:  # our own, whose licence comes with the checkpoint, or none at all
@@ -73,4 +129,8 @@ def called(config: Any) -> str:
     return f"{config.encoder.replace(':', '-').replace('/', '-')}{twin}{gap}"
 
 
-FEATURES = Stage("features", 2, FeaturesConfig, lambda config, inputs: called(config), _build_features)
+def _slug(config: FeaturesConfig, inputs: Inputs) -> str:
+    return called(config) + f"-for-{config.rows}" * (config.rows != "all")
+
+
+FEATURES = Stage("features", 3, FeaturesConfig, _slug, _build_features)

@@ -32,6 +32,7 @@ class Kind:
         dense: It encodes patches by itself; else it reads features.
         flow: Its labels are optical flow.
         told: It asks what the raw data say of their tasks, if they are at hand.
+        rows: Which pairs it looks at, of those that `avrl.subsets` knows.
     """
 
     source: str
@@ -41,6 +42,7 @@ class Kind:
     dense: bool = False
     flow: bool = False
     told: bool = False
+    rows: Literal["all", "order", "clusters"] = "all"
 
 
 PIXELS = ("pixels-8", "pixels-16")
@@ -50,8 +52,8 @@ KINDS = {
     "egodex": Kind("egodex", "avrl.probing", MOTION, labelled=True),
     "lerobot": Kind("lerobot", "avrl.probing", MOTION, labelled=True),
     "flow": Kind("egodex", "avrl.flow", ("mean", "zero", *PIXELS), dense=True, flow=True),
-    "order": Kind("egodex", "avrl.order", PIXELS, told=True),
-    "clusters": Kind("egodex", "avrl.clusters", PIXELS),
+    "order": Kind("egodex", "avrl.order", PIXELS, told=True, rows="order"),
+    "clusters": Kind("egodex", "avrl.clusters", PIXELS, rows="clusters"),
 }
 
 
@@ -226,19 +228,29 @@ class Entry:
     checkpoint: Artifact | None = None
     weights: str = ""
 
-    def features(self, config: ProbeConfig, gap: int) -> FeaturesConfig | None:
-        """The features it needs for a gap; None for a floor that needs none.
+    def features(self, config: ProbeConfig, probe: str, gap: int, seed: int, frames: int) -> FeaturesConfig | None:
+        """The features it needs for a gap of a store of so many frames; None for what needs none.
+
+        A store of few frames is encoded whole, for all probes at once; but clusters shows an encoder of pairs more.
 
         Raises:
             MissingError: its weights are not at hand.
         """
-        if self.name in UNSEEING:
+        from avrl.subsets import PAIRS
+
+        if self.name in UNSEEING or looks(self.scores(config, probe, gap, seed)):
             return None
         paired = self.checkpoint is not None or (self.name in ENCODERS and ENCODERS[self.name].paired)
+        rows = KINDS[probe].rows
+        if frames <= PAIRS and not (paired and rows == "clusters"):
+            rows = "all"
         return FeaturesConfig(
             encoder=self.name,
             init="random" if self.init == "random" else "trained" if self.checkpoint else "pretrained",
-            gap=gap if paired else 0,
+            gap=gap if paired or rows != "all" else 0,
+            rows=rows,
+            seed=seed if rows == "clusters" else 0,
+            readouts=() if self.init == "none" else config.readout,
             weights=self.identity(),
             weights_path="" if self.init == "random" else self.weights,
             batch_size=config.batch_size,

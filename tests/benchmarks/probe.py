@@ -27,11 +27,12 @@ import zarr
 
 from avrl import labels, splits
 from avrl.cache import Cache
-from avrl.features import BLOCK, Vectors, places
+from avrl.features import BLOCK
 from avrl.probes.ridge import fits
 from avrl.probing import predictions
 from avrl.ridge import ALPHAS
 from avrl.splits import ALL
+from avrl.vectors import Vectors, places
 
 EPOCHS, BATCH, LR = 20, 256, 1e-3
 LENGTH, TASKS, K = 60, 40, 7
@@ -85,7 +86,7 @@ def problem(root: Path) -> tuple[Vectors, np.ndarray, splits.Split, pl.DataFrame
     """What `make` has made, unread."""
     y_NK, episodes = np.load(root / "y.npy"), pl.read_parquet(root / "episodes.parquet")
     rows = pl.DataFrame({"episode_index": np.arange(len(y_NK)) // LENGTH})
-    vectors = Vectors(root, "cls", "pair", np.arange(len(y_NK)), 1)
+    vectors = Vectors(root, "cls", "pair", np.arange(len(y_NK))[:, None])
     return vectors, y_NK, splits.split(rows, episodes, 0), episodes
 
 
@@ -162,12 +163,12 @@ def order(options: argparse.Namespace) -> None:
     y_NK, at = target.y_NK[:, :3], np.flatnonzero(parts.test_N)
     print("| features | ridge: position R2 | 20 epochs of Adam, best epoch on test |\n|---|---|---|")
     for one in sorted(cache.artifacts("features"), key=lambda one: one.ref):
-        first_N = places(one.root, target.rows)
+        place_N2 = places(one.root, target.rows, 1)
         for readout in one.manifest.facts["readouts"]:
             pairing = READOUTS.get(readout)
             if not pairing or (one.manifest.facts["paired"] and pairing == "diff"):
                 continue
-            vectors = Vectors(one.root, readout, pairing, first_N, 1)
+            vectors = Vectors(one.root, readout, pairing, place_N2)
             fitted = [next(fits(vectors, y_NK, parts, episodes, 0))]
             tried, _ = predictions(vectors, parts, fitted)
             z_train, z_test = (
