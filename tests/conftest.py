@@ -15,6 +15,13 @@ def pytest_configure():
 
 
 @pytest.fixture(scope="session")
+def stations(tmp_path_factory):
+    from way import stations
+
+    return stations(tmp_path_factory.mktemp("stations"))
+
+
+@pytest.fixture(scope="session")
 def server():
     from bucket import NAME, Store, serving
 

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from test_way_of_the_data import AVRL, VERBS
+from way import VERBS, start
 
 QUICK, MANY = [0], list(range(1, 13))
 # Stages whose artifacts a verb makes; the verb is killed, and all of these must come out as if it had not been.
@@ -17,37 +17,11 @@ MADE = {"fetch": ["raw"], "prep": ["frames"], "pretrain": ["checkpoints"], "prob
 MADE["report"] = ["tables"]
 
 
-def start(cache: Path, words: list[str]) -> subprocess.Popen:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "AVRL_CACHE": str(cache)}
-    return subprocess.Popen(
-        [AVRL, *words], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-
-
 def digests(cache: Path, stages: list[str]) -> dict[str, str]:
     found = {}
     for stage in stages:
         for manifest in cache.glob(f"{stage}/[!.]*/manifest.json"):
             found[f"{stage}/{manifest.parent.name}"] = json.loads(manifest.read_bytes())["digest"]
-    return found
-
-
-@pytest.fixture(scope="module")
-def stations(tmp_path_factory):
-    """A cache before each verb, and how long the verb takes: a kill then costs one verb, not the whole way."""
-    root = tmp_path_factory.mktemp("stations")
-    now = root / "0"
-    now.mkdir()
-    found = []
-    for number, words in enumerate(VERBS):
-        words = [*words, "--save-minutes", "0"] if words[0] == "pretrain" else words
-        words = words[:4] if words[0] == "probe" else words  # one encoder breaks as three do
-        after = root / str(number + 1)
-        subprocess.run(["cp", "-r", str(now), str(after)], check=True)
-        began = time.monotonic()
-        assert start(after, words).wait(timeout=240) == 0, words
-        found.append((words, now, after, time.monotonic() - began))
-        now = after
     return found
 
 

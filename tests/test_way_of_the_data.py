@@ -10,22 +10,13 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+import torch
 from typer.testing import CliRunner
+from way import AVRL, TINY, VERBS, copied
 
 from avrl.errors import DiskFullError
 from avrl_cli.app import app
 
-AVRL = str(Path(sys.executable).parent / "avrl")
-TINY = ["--size", "tiny", "--image-size", "32", "--epochs", "1", "--pairs-per-episode", "2", "--batch-size", "8"]
-VERBS = [
-    ["fetch", "sample"],
-    ["prep", "sample", "--image-size", "32"],
-    ["pretrain", "two-stream", *TINY],
-    ["pretrain", "single-stream", *TINY],
-    ["pretrain", "videomae", *TINY, "--mask-ratio", "0.5"],
-    ["probe", "bridge", "--encoder", "two-stream", "--encoder", "single-stream", "--encoder", "videomae"],
-    ["report"],
-]
 FLOORS = {"mean", "state", "pixels-8", "pixels-16", "oracle"}
 
 
@@ -35,10 +26,11 @@ def avrl(cache: Path, *words: str) -> subprocess.CompletedProcess:
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    """A cache in which every verb has run once."""
-    root = tmp_path_factory.mktemp("way")
-    for words in VERBS:
+def cache(stations, tmp_path_factory):
+    """A cache in which every verb has run once, the last two for all encoders."""
+    root = copied(stations[-1].after, tmp_path_factory.mktemp("way") / "cache")
+    shutil.rmtree(root / "tables")  # of one encoder
+    for words in VERBS[-2:]:
         done = avrl(root, *words)
         assert done.returncode == 0, (words, done.stderr)
     return root
@@ -144,6 +136,7 @@ def inside(cache: Path, *words: str):
 @pytest.fixture(scope="module")
 def few(cache, tmp_path_factory):
     """The same checkpoints, beside frames of which there are few."""
+    torch.set_num_threads(1)  # as elsewhere: threads that wait for each other are slow on a busy machine
     root = tmp_path_factory.mktemp("few")
     for noun in ("raw", "checkpoints"):
         shutil.copytree(cache / noun, root / noun, symlinks=True)

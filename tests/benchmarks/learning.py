@@ -144,7 +144,8 @@ class Judge:
 
 def trained(objective: Objective, wiring: Wiring, store: Resident, seed: int) -> dict[str, Any]:
     """Train with the same number of samples as every other; returns what is known of the run."""
-    sampling = Sampling(seed, wiring.max_gap, wiring.sample_decay, 100, gaps=wiring.gaps)
+    frames = int(dict(wiring.network).get("num_frames", 2))  # type: ignore[call-overload]
+    sampling = Sampling(seed, wiring.max_gap, wiring.sample_decay, 100, gaps=wiring.gaps, num_frames=frames)
     pairs = Pairs(store, sampling, BATCH)  # type: ignore[arg-type]
     model = modules(objective)
     optimizer = torch.optim.AdamW(_groups(objective, WEIGHT_DECAY), lr=LR, betas=BETAS)

@@ -85,6 +85,8 @@ WIRINGS = {
     "single-stream, gaps to 20": Wiring(network=of("single-stream"), max_gap=20),
     "single-stream fused": Wiring(network=of("single-stream", decoder="fused")),
     "videomae": Wiring(network=of("videomae")),
+    # The official recipe; a clip of 16 frames a gap of up to 3 apart is as long as the set's shortest allow.
+    "videomae, 16 frames": Wiring(network=of("videomae", num_frames=16, mask_ratio=0.9), max_gap=3),
 }
 
 
@@ -92,7 +94,7 @@ def build(wiring: Wiring, size: str, image_size: int, seed: int) -> Objective:
     """The objective with fresh weights of this seed."""
     torch.manual_seed(seed)
     fixed = {"size": size, "image_size": image_size, "loss_decay": wiring.loss_decay, "mask_ratio": 0.75, "seed": seed}
-    objective = create(Network(**fixed, **dict(wiring.network)))  # type: ignore[arg-type]
+    objective = create(Network(**{**fixed, **dict(wiring.network)}))  # type: ignore[arg-type]
     if wiring.luma:
         network = cast("TwoStream", objective.network)  # type: ignore[attr-defined]
         network.m_tokens = vit.initialised(vit.Tokens(1, image_size, vit.SIZES[size].embed_dim))
