@@ -17,7 +17,6 @@ from avrl.stages.probe import (
     KINDS,
     LABELS,
     SCORES,
-    UNSEEING,
     Entry,
     LabelsConfig,
     ProbeConfig,
@@ -88,10 +87,9 @@ def command(
     for entry in entries:
         entry.identity()  # weights that are missing show before hours of others' features
     labels = _labels(session, store) if kind.labelled else None
-    floors = [one for one in kind.floors if config.solver == "ridge" or one not in UNSEEING]
     for gap, seed in itertools.product(config.gap, config.seed):
         labels = _flow(session, config, (gap, seed), store) if kind.flow else labels
-        for entry in [*(Entry(name, "none") for name in floors), *entries]:
+        for entry in [*(Entry(name, "none") for name in kind.floors), *entries]:
             _score(session, config, entry, (what, gap, seed), store, labels)
 
 
