@@ -165,7 +165,8 @@ def _judged(
     # An attentive protocol too has floors and a ceiling by the ridge: they see no patches.
     for vectors in _inputs(who.encoder, target, given.features, task):
         rows, test = _judge(vectors, target, parts, episodes, task)
-        yield {"readout": vectors.readout, "pairing": vectors.pairing, "dims": vectors.dims}, rows, test
+        named = {"readout": vectors.readout, "pairing": vectors.pairing, "dims": vectors.dims, "solver": "ridge"}
+        yield named, rows, test
 
 
 @dataclass
