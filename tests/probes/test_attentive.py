@@ -17,7 +17,7 @@ from avrl.store import FrameStore
 LENGTHS, SPLITS = [4] * 300, ["train"] * 250 + ["val"] * 50
 read = attentive._read
 TASK = {"probe": "bridge", "gap": 2, "target": "reached", "readouts": (), "seed": 0, "resamples": 100}
-TASK |= {"solver": "attentive", "samples": 16_000, "data_digests": ("l", "f")}
+TASK |= {"solver": "attentive", "samples": 12_000, "data_digests": ("l", "f")}
 
 
 class Means:
