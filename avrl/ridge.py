@@ -66,15 +66,15 @@ class Moments:
     def taken_from(self, other: Moments) -> Self:
         """Become those of the rows of `other` that are not here, about the same origin: in place, for they are large.
 
-        What is left is as exact as the sums of all: a fifth is taken away, so little cancels. But of a column that
-        moves nowhere else all that is left is rounding, and it is nothing.
+        What is left is as exact as the sums of all: a fifth is taken away, so little cancels. But a column that moves
+        nowhere else has nothing left but rounding, and is made the constant that it is.
         """
         self.n = other.n - self.n
         for name in SUMS:
             getattr(self, name).neg_().add_(getattr(other, name))
-        still_D = self.zz_DD.diagonal() <= ROUNDING * other.zz_DD.diagonal()
-        for sums in (self.z_D, self.zz_DD, self.zz_DD.T, self.zy_DK):
-            sums[still_D] = 0
+        constant_D, zz_D = self.z_D.square() / max(self.n, 1), self.zz_DD.diagonal()
+        still_D = zz_D - constant_D <= ROUNDING * other.zz_DD.diagonal()
+        zz_D[still_D] = constant_D[still_D]
         return self
 
     def scale(self) -> tuple[Tensor, Tensor]:
@@ -171,7 +171,10 @@ def solve(moments: Moments, alpha_K: Tensor) -> Fit:
         here = alpha_K == alpha
         shrunk_DD = zz_DD.clone()
         shrunk_DD.diagonal().add_(alpha)
-        weight_DK[:, here] = torch.cholesky_solve(zy_DK[:, here], torch.linalg.cholesky(shrunk_DD))
+        factored_DD, failed = torch.linalg.cholesky_ex(shrunk_DD)
+        if failed:  # rounding below nothing, as of a column that hardly moves but in rows that were taken away
+            return Path.of(moments).fit(alpha_K)
+        weight_DK[:, here] = torch.cholesky_solve(zy_DK[:, here], factored_DD)
     return Fit(mean_D + moments.origin_D, weight_DK * scale_D.unsqueeze(1), moments.y_K / moments.n)
 
 
