@@ -12,7 +12,7 @@ import numpy as np
 from avrl import intervals
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     import polars as pl
 
@@ -113,8 +113,9 @@ class Test:
     def _auc(self, chosen: np.ndarray, k: int) -> dict[str, Any]:
         """Area under the ROC curve of a binary dimension."""
         here = chosen[self.of]
-        weights = np.concatenate([np.ones((1, here.sum())), self.weights[:, self.of[here]]])
-        curve = auc(self.predicted[here, k], self.y[here, k], weights)
+        of, every = self.of[here], np.ones(len(self.episodes))
+        rows = (weight_E[of] for weight_E in (every, *self.weights))  # one resample at a time: all are gigabytes
+        curve = auc(self.predicted[here, k], self.y[here, k], rows)
         note = "" if np.isfinite(curve[0]) else "one class only"
         return {"metric": "auc", **numbers(intervals.interval(curve[0], curve[1:], int(chosen.sum()))), "note": note}
 
@@ -184,25 +185,25 @@ def numbers(found: intervals.Interval, k: int | None = None) -> dict[str, float 
     return {name: value if np.isfinite(value) else None for name, value in values.items()}
 
 
-def auc(score_N: np.ndarray, label_N: np.ndarray, weights_RN: np.ndarray) -> np.ndarray:
-    """Area under the ROC curve for each row of sample weights: (R,); NaN where one class is missing.
+def auc(score_N: np.ndarray, label_N: np.ndarray, weights_RN: Iterable[np.ndarray]) -> np.ndarray:
+    """Area under the ROC curve for each row (N,) of sample weights: (R,); NaN where one class is missing.
 
     The chance that a positive scores above a negative, ties counting half (Hanley & McNeil 1982).
     """
     values, rank = np.unique(score_N, return_inverse=True)
-    result = np.empty(len(weights_RN))
-    for r, weight in enumerate(weights_RN):
+    result = []
+    for weight in weights_RN:
         positive = np.bincount(rank, weight * (label_N > 0.5), len(values))
         negative = np.bincount(rank, weight * (label_N <= 0.5), len(values))
         below = np.cumsum(negative) - negative
         pairs = positive.sum() * negative.sum()
-        result[r] = (positive * (below + negative / 2)).sum() / pairs if pairs else np.nan
-    return result
+        result.append((positive * (below + negative / 2)).sum() / pairs if pairs else np.nan)
+    return np.array(result)
 
 
 def effective_rank(z_ND: np.ndarray) -> float:
     """Effective rank of features: a collapsed code says so here (RankMe, Garrido et al. 2023)."""
-    centred = z_ND[:RANK_ROWS].astype(np.float64) - z_ND[:RANK_ROWS].mean(0)
+    centred = z_ND.astype(np.float64) - z_ND.mean(0)
     gram = centred @ centred.T if len(centred) < centred.shape[1] else centred.T @ centred  # the smaller of the two
     values = np.sqrt(np.linalg.eigvalsh(gram).clip(0))
     share = values / max(values.sum(), 1e-300)

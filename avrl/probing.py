@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from avrl import labels, splits
+from avrl.artifact import SCRATCH
 from avrl.errors import ConfigError
 from avrl.outcome import RANK_ROWS, WHOLE, Test, effective_rank
 from avrl.probes import attentive
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PROTOCOL = 3  # bump when numbers of the same samples would change
+PROTOCOL = 4  # bump when numbers of the same samples would change
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ def score(out: File, who: Who, task: Task, given: Given) -> dict[str, Any]:
 
     episodes = pl.read_parquet(given.frames / "episodes.parquet")
     table = pl.read_parquet(cast("File", given.labels) / "labels.parquet")
+    given = replace(given, scratch=out / SCRATCH)
     scores: list[dict[str, Any]] = []
     sums: list[pl.DataFrame] = []
     facts: list[dict[str, Any]] = []
@@ -151,16 +153,18 @@ def _judged(
     who: Who, task: Task, given: Given, target: Target, parts: Split, episodes: pl.DataFrame
 ) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]], Test]]:
     """What names a readout, all its rows, and the test of what was trained on everything."""
-    if task.solver == "attentive":
+    if task.solver == "attentive" and (given.encoder is not None or who.init != "none"):
         predicted_MK, rate, dims = attentive.predict(given, target, parts, task)
         size = (int(parts.fit_N.sum()), len(np.unique(parts.episode_N[parts.fit_N])))
         test = Tried(predicted_MK, [], [size]).test(target, parts, (task.resamples, task.seed))
         rows = [{**row, "note": row["note"] or f"rate {rate:g}"} for row in test.rows(None, ALL, apart=True)]
         yield {"readout": "patches", "pairing": "attentive", "dims": dims}, rows, test
         return
+    # An attentive protocol too has floors and a ceiling by the ridge: they see no patches.
     for vectors in _inputs(who.encoder, target, given.features, task):
         rows, test = _judge(vectors, target, parts, episodes, task)
-        yield {"readout": vectors.readout, "pairing": vectors.pairing, "dims": vectors.dims}, rows, test
+        named = {"readout": vectors.readout, "pairing": vectors.pairing, "dims": vectors.dims, "solver": "ridge"}
+        yield named, rows, test
 
 
 @dataclass
@@ -190,7 +194,7 @@ def _judge(
 ) -> tuple[list[dict[str, Any]], Test]:
     """All rows of one readout, and the test of what was trained on everything."""
     fitted = list(fits(vectors, target.y_NK, parts, episodes, task.seed))
-    tried, first_z = predictions(vectors, parts, fitted)
+    tried, some_z = predictions(vectors, parts, fitted)
     draws = (task.resamples, task.seed)
     tests = {name: one.test(target, parts, draws) for name, one in tried.items()}
     rows: list[dict[str, Any]] = []
@@ -199,7 +203,7 @@ def _judge(
     whole = tests[ALL]
     shared = {"train": ALL, "split": WHOLE, "alpha": None, "note": "", **whole.counts()}
     rank = {"group": "features", "dimension": "all", "metric": "effective-rank", "low": None, "high": None}
-    rows.append({**shared, **rank, "value": effective_rank(first_z)})
+    rows.append({**shared, **rank, "value": effective_rank(some_z)})
     for group in target.groups:
         if UNSEEN in tests and group not in target.binary:
             row = {"group": group, "dimension": "mean", "metric": "r2", "train": f"{SEEN} minus {UNSEEN}"}
@@ -210,21 +214,21 @@ def _judge(
 def predictions(
     vectors: Inputs, parts: Split, fitted: list[tuple[Part, Fit, np.ndarray]]
 ) -> tuple[dict[str, Tried], np.ndarray]:
-    """Each fit's predictions of its test pairs, in one pass over them; and the features of the first of them."""
+    """Each fit's predictions of its test pairs, in one pass over them; and the features of some from all over them."""
     at, k = np.flatnonzero(parts.test_N), len(fitted[0][2])
+    ranked = at[np.linspace(0, len(at) - 1, min(RANK_ROWS, len(at))).astype(int)]  # the first are a few episodes
     tried: dict[str, Tried] = {}
     for part, _, alpha_K in fitted:
         one = tried.setdefault(part.train, Tried(np.full((len(at), k), np.nan), [], []))
         train_N = part.fit_N | part.validate_N
         one.alphas.append(alpha_K)
         one.sizes.append((int(train_N.sum()), len(np.unique(parts.episode_N[train_N]))))
-    first: list[np.ndarray] = []
+    some: list[np.ndarray] = []
     for index, z in vectors.blocks(at):
-        if sum(map(len, first)) < RANK_ROWS:
-            first.append(z[:RANK_ROWS])
+        some.append(z[np.isin(index, ranked)])
         for part, fit, _ in fitted:
             here = part.test_N[index]
             if here.any():
                 place = np.searchsorted(at, index[here])
                 tried[part.train].predicted_MK[place] = fit.predict(torch.from_numpy(z[here])).numpy()
-    return tried, np.concatenate(first)[:RANK_ROWS]
+    return tried, np.concatenate(some)

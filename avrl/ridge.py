@@ -25,7 +25,9 @@ ALPHAS = tuple(10.0 ** (exponent / 2) for exponent in range(-12, 7))  # 1e-6 .. 
 # let floors and untrained networks score R2 = -12 and -6.4 on a test episode where it moved.
 MAGNIFIED = 10
 CONSTANT = 1e-12  # a spread below this share of the column's size is rounding, and the column is left out
-ROWS = 8192  # turned to float64 at once
+ROWS = 2048  # turned to float64 at once
+ROUNDING = 1e-12  # of sums of squares: a difference of two that is a smaller share of them is none
+SUMS = ("z_D", "zz_DD", "y_K", "yy_K", "zy_DK")
 
 
 class Moments:
@@ -48,7 +50,7 @@ class Moments:
     def add(self, z_ND: Tensor, y_NK: Tensor) -> Self:
         """Take in rows."""
         for z, y in zip(torch.split(z_ND, ROWS), torch.split(y_NK.double(), ROWS), strict=True):
-            z = z.double() - self.origin_D
+            z = z.to(torch.float64, copy=True).sub_(self.origin_D)
             self.n += len(z)
             self.z_D += z.sum(0)
             self.zz_DD.addmm_(z.T, z)
@@ -61,10 +63,25 @@ class Moments:
         """Of the rows of both, about the same origin."""
         return total([self, other])
 
+    def taken_from(self, other: Moments) -> Self:
+        """Become those of the rows of `other` that are not here, about the same origin: in place, for they are large.
+
+        What is left is as exact as the sums of all: a fifth is taken away, so little cancels. But a column that moves
+        nowhere else has nothing left but rounding, and is made the constant that it is.
+        """
+        self.n = other.n - self.n
+        for name in SUMS:
+            getattr(self, name).neg_().add_(getattr(other, name))
+        constant_D, zz_D = self.z_D.square() / max(self.n, 1), self.zz_DD.diagonal()
+        still_D = zz_D - constant_D <= ROUNDING * other.zz_DD.diagonal()
+        zz_D[still_D] = constant_D[still_D]
+        return self
+
     def scale(self) -> tuple[Tensor, Tensor]:
         """Mean of the features from the origin, and the factor that standardises them (see `factor`)."""
-        mean_D = self.z_D / self.n
-        variance_D = (self.zz_DD.diagonal() / self.n - mean_D.square()).clamp_min(0)
+        mean_D, square_D = self.z_D / self.n, self.zz_DD.diagonal() / self.n
+        variance_D = square_D - mean_D.square()
+        variance_D = torch.where(variance_D > ROUNDING * square_D, variance_D, 0.0)
         return mean_D, factor(variance_D.sqrt(), (mean_D + self.origin_D).abs())
 
     def standardised(self) -> tuple[Tensor, Tensor]:
@@ -80,7 +97,7 @@ def total(parts: list[Moments]) -> Moments:
     found = Moments(parts[0].origin_D, len(parts[0].y_K))
     for one in parts:
         found.n += one.n
-        for name in ("z_D", "zz_DD", "y_K", "yy_K", "zy_DK"):
+        for name in SUMS:
             getattr(found, name).add_(getattr(one, name))
     return found
 
@@ -152,8 +169,12 @@ def solve(moments: Moments, alpha_K: Tensor) -> Fit:
     weight_DK = torch.empty_like(zy_DK)
     for alpha in torch.unique(alpha_K):
         here = alpha_K == alpha
-        factored = torch.linalg.cholesky(zz_DD + alpha * torch.eye(len(zz_DD), dtype=torch.float64))
-        weight_DK[:, here] = torch.cholesky_solve(zy_DK[:, here], factored)
+        shrunk_DD = zz_DD.clone()
+        shrunk_DD.diagonal().add_(alpha)
+        factored_DD, failed = torch.linalg.cholesky_ex(shrunk_DD)
+        if failed:  # rounding below nothing, as of a column that hardly moves but in rows that were taken away
+            return Path.of(moments).fit(alpha_K)
+        weight_DK[:, here] = torch.cholesky_solve(zy_DK[:, here], factored_DD)
     return Fit(mean_D + moments.origin_D, weight_DK * scale_D.unsqueeze(1), moments.y_K / moments.n)
 
 

@@ -110,9 +110,11 @@ def folds(parts: Split, episodes: pl.DataFrame, seed: int) -> list[tuple[Part, P
         return []
     rng = np.random.default_rng([seed, 2])
     groups = np.array_split(rng.permutation(np.array(names, dtype=object)), min(FOLDS, len(names)))
+    group_of = {task: number for number, group in enumerate(groups) for task in group}
+    group_E = np.array([group_of.get(task, -1) for task in tasks])
     shuffled, at, found = rng.permutation(trained), 0, []
-    for group in groups:
-        of_group = np.isin(parts.episode_N, index[[task in set(group) for task in tasks]])
+    for number in range(len(groups)):
+        of_group = np.isin(parts.episode_N, index[group_E == number])
         gone = len(np.unique(parts.episode_N[of_group & parts.train_N]))
         random = np.isin(parts.episode_N, shuffled[at : at + gone])
         at += gone

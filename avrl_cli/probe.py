@@ -19,7 +19,6 @@ from avrl.stages.probe import (
     KINDS,
     LABELS,
     SCORES,
-    UNSEEING,
     Entry,
     LabelsConfig,
     ProbeConfig,
@@ -95,9 +94,8 @@ def command(
     for entry in entries:
         entry.identity()  # weights that are missing show before hours of others' features
     labels = _labels(session, store) if kind.labelled else None
-    floors = [one for one in kind.floors if config.solver == "ridge" or one not in UNSEEING]
     asked = [(what, gap, seed) for gap, seed in itertools.product(config.gap, config.seed)]
-    _matrix(session, config, ([Entry(name, "none") for name in floors], entries), asked, store, labels)
+    _matrix(session, config, ([Entry(name, "none") for name in kind.floors], entries), asked, store, labels)
 
 
 def _matrix(

@@ -1,4 +1,6 @@
 import json
+import tracemalloc
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,7 +10,8 @@ import torch
 from made import features_of, frame_store, labels_of
 from sklearn.metrics import r2_score, roc_auc_score
 
-from avrl import features, intervals, labels, splits
+from avrl import encoders, features, intervals, labels, outcome, splits
+from avrl.encoders import timm_image
 from avrl.errors import ConfigError
 from avrl.outcome import auc
 from avrl.probes import Given, Task, Who
@@ -41,7 +44,7 @@ def run(data, out, vectors, *, paired=True, gap=1, **changed):
     return scores.filter(pl.col("pairing") != "antisymmetric") if paired else scores
 
 
-def planted(data):
+def planted(data, signal=100):
     """Features of pairs that hold the target, linearly mixed with noise."""
     y = data[2].y_NK
     known = dict(zip(data[2].rows.iter_rows(), y, strict=True))
@@ -52,7 +55,7 @@ def planted(data):
         clean = np.stack(
             [known.get(key, np.zeros(7)) for key in table.select("episode_index", "frame_index").iter_rows()]
         )
-        return 100 * (clean / y.std(0)) @ mix + rng.normal(size=(len(clean), 16))
+        return signal * (clean / y.std(0)) @ mix + rng.normal(size=(len(clean), 16))
 
     return vectors
 
@@ -64,7 +67,7 @@ def one(scores, dimension, metric="r2", split="val", train="all"):
 def test_a_planted_signal_is_found_in_every_dimension(data, tmp_path):
     scores = run(data, tmp_path, planted(data))
     for dimension in ("x", "y", "z", "roll", "pitch", "yaw"):
-        assert one(scores, dimension)["value"] > 0.99
+        assert one(scores, dimension)["value"] > 0.999
     assert one(scores, "gripper", "auc")["value"] > 0.99
     assert one(scores, "gripper", "accuracy")["value"] > 0.95
     position = scores.filter(group="position", dimension="mean", split="val", metric="r2", train="all")["value"][0]
@@ -73,10 +76,45 @@ def test_a_planted_signal_is_found_in_every_dimension(data, tmp_path):
 
 def test_noise_scores_about_nothing_and_its_interval_says_so(data, tmp_path):
     scores = run(data, tmp_path, lambda table: np.random.default_rng(1).normal(size=(len(table), 16)))
-    for dimension in ("x", "y", "z"):
+    for dimension in ("x", "y", "z", "roll", "pitch", "yaw"):
         row = one(scores, dimension)
         assert row["low"] <= row["value"] <= row["high"]
+        assert (
+            row["low"] <= 0 <= row["high"] + 1e-3
+        )  # all that is left is the mean of train: never above 0, by a hair below
         assert row["value"] < 0.1
+
+
+def test_the_known_order_comes_out(data, tmp_path):
+    """Oracle > features that hold much of the motion > features that hold a little > the mean."""
+    floors = {}
+    for name in ("oracle", "mean"):
+        (tmp_path / name).mkdir()
+        task = Task("bridge", 1, "reached", (), 0, 200, ("l", "f"))
+        score(tmp_path / name, Who(name, "", "none"), task, Given(data[0], data[1]))
+        floors[name] = pl.read_parquet(tmp_path / name / "scores.parquet")
+    trained, twin = (run(data, tmp_path / str(signal), planted(data, signal)) for signal in (1, 0.4))
+    rows = [one(each, "x") for each in (floors["oracle"], trained, twin, floors["mean"])]
+    assert rows[0]["value"] > 0.999
+    for above, below in pairwise(rows):
+        assert above["low"] > below["value"]
+    assert rows[3]["value"] <= 0
+
+
+@pytest.mark.parametrize("dims", [16, 400])  # fewer and more than training pairs: sums, and rows in memory
+def test_units_change_neither_the_strength_nor_what_is_predicted(data, dims):
+    frames, _, target = data
+    episodes = pl.read_parquet(frames / "episodes.parquet")
+    parts = splits.split(target.rows, episodes, 0)
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(len(target.y_NK), dims)) + target.y_NK @ rng.normal(size=(7, dims)) / target.y_NK.std()
+    plain = list(fits(Floor("z", z), target.y_NK, parts, episodes, 0))
+    for features_by, targets_by in ((1e4, 1), (1, 1e-3)):
+        other = fits(Floor("z", features_by * z), targets_by * target.y_NK, parts, episodes, 0)
+        for (_, fit, alpha), (_, scaled, same) in zip(plain, other, strict=True):
+            assert np.array_equal(alpha, same)
+            found = scaled.predict(torch.from_numpy(features_by * z)) / targets_by
+            torch.testing.assert_close(found, fit.predict(torch.from_numpy(z)), rtol=1e-7, atol=1e-9)
 
 
 @pytest.mark.parametrize("dims", [8, 400])  # fewer and more than training pairs: sums, and rows in memory
@@ -158,6 +196,46 @@ def test_floors_need_no_features(data, tmp_path):
     assert one(mean, "gripper", "auc")["value"] == pytest.approx(0.5)
 
 
+def timm_at_32(name, **settings):
+    """A tiny random network of timm at the side of the made frames."""
+    network = timm_image.build(name, **settings)
+    return timm_image.ImageEncoder(network, timm_image.data_config(network) | {"input_size": (3, 32, 32)})
+
+
+def attend(data, out, name, encoder=None, init="none"):
+    task = Task("bridge", 1, "reached", (), 0, 200, ("l", "f"), "attentive", 384)
+    out.mkdir()
+    score(out, Who(name, "", init), task, Given(data[0], data[1], encoder=encoder))
+    return pl.read_parquet(out / "scores.parquet")
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("transformer", lambda: timm_at_32("test_vit", img_size=32)),
+        ("convnet", lambda: timm_at_32("resnet18")),  # most of its last channels are silent
+        ("pixels-8", lambda: encoders.load("pixels-8", init="pretrained")),
+    ],
+)
+def test_an_attentive_probe_of_any_encoder_is_finite_and_no_worse_than_a_bad_guess(data, tmp_path, name, make):
+    scores = attend(data, tmp_path / "a", name, make(), "random")
+    r2 = scores.filter(metric="r2")
+    assert len(r2) >= 7 + 2
+    assert r2["value"].is_between(-1, 1).all()
+    assert scores["readout"].unique().to_list() == ["patches"]
+
+
+def test_floors_and_the_ceiling_stand_in_an_attentive_protocol(data, tmp_path):
+    found = {name: attend(data, tmp_path / name, name) for name in ("mean", "state", "oracle")}
+    pixels = attend(data, tmp_path / "p", "pixels-8", encoders.load("pixels-8", init="pretrained"))
+    assert {each["fingerprint"][0] for each in found.values()} == {pixels["fingerprint"][0]}
+    assert {each["solver"][0] for each in found.values()} == {"ridge"}  # which is how they were fitted
+    assert pixels["solver"][0] == "attentive"
+    assert one(found["oracle"], "x")["value"] > 0.999 > 0.2 > one(found["mean"], "x")["value"]
+    with pytest.raises(ValueError, match="needs an encoder"):  # and is not taken for a floor
+        attend(data, tmp_path / "d", "dinov2", init="pretrained")
+
+
 def test_seen_and_unseen_tasks_are_told_apart(tmp_path):
     frames = frame_store(tmp_path / "frames", [10] * 12, splits=["train"] * 6 + ["val"] * 6)
     episodes = pl.read_parquet(frames / "episodes.parquet")
@@ -221,6 +299,30 @@ def test_auc_equals_scikit_learn_with_and_without_weights():
     for row, value in zip(weights, ours, strict=True):
         assert value == pytest.approx(roc_auc_score(label, score_n, sample_weight=row))
     assert np.isnan(auc(score_n, np.ones(200), weights)).all()
+
+
+def test_the_auc_of_many_resamples_takes_no_more_memory_than_one():
+    """All of them at once were 904 MiB at 60,000 test pairs."""
+    episode_N = np.repeat(np.arange(100), 100)
+    y_NK = np.random.default_rng(0).integers(0, 2, (10_000, 1)).astype(float)
+    every = np.ones(10_000, bool)
+    parts = splits.Split(every, every, every, every, episode_N)
+    target = labels.Target(pl.DataFrame({"episode_index": episode_N}), *[y_NK] * 3, {"g": ("g",)}, ("g",))
+    test = outcome.Test(target, parts, np.arange(10_000), y_NK, {}, (300, 0))
+    tracemalloc.start()
+    found = [row for row in test.rows(None, "all") if row["metric"] == "auc"]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found[0]["value"] == found[0]["low"] == found[0]["high"] == 1
+    assert peak < 20 * y_NK.nbytes  # 1.6 MB; 300 times it was 48
+
+
+def test_the_effective_rank_is_of_all_test_episodes(data, tmp_path, monkeypatch):
+    """Of the first pairs in the order of the store it was that of a few episodes: two of ten here."""
+    monkeypatch.setattr("avrl.probing.RANK_ROWS", 20)
+    monkeypatch.setattr("avrl.outcome.RANK_ROWS", 20)
+    scores = run(data, tmp_path, lambda table: np.eye(30)[table["episode_index"].to_numpy()])
+    assert scores.filter(metric="effective-rank")["value"][0] == pytest.approx(9, abs=0.1)  # ten, less their mean
 
 
 def test_a_collapsed_code_has_rank_one(data, tmp_path):

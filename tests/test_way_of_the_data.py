@@ -73,6 +73,13 @@ def test_a_gap_that_leaves_nothing_to_score_is_refused_before_features_are_made(
     assert "0 training and 0 held-out episodes of more than 1000 frames" in done.stderr
 
 
+def test_an_attentive_table_has_its_floors_and_its_ceiling(cache):
+    done = avrl(cache, "probe", "bridge", "--encoder", "two-stream", "--solver", "attentive", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    for name in FLOORS | {"two-stream"}:
+        assert f"miss scores/bridge-{name}-" in done.stderr
+
+
 def test_two_raw_artifacts_of_one_digest_are_no_ambiguity(cache):
     (raw,) = cache.glob("raw/bridge*")
     again = raw.with_name(raw.name[:-1] + ("0" if raw.name[-1] != "0" else "1"))

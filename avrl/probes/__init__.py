@@ -70,6 +70,7 @@ class Given:
         device: Where the encoder is.
         batch_size: Rows a forward pass.
         raw: What the frames were made of, if it is at hand and the probe asks for it.
+        scratch: Where a fit of many steps keeps its state, to go on after a kill; None: nowhere.
     """
 
     frames: Path
@@ -79,6 +80,7 @@ class Given:
     device: str = "cpu"
     batch_size: int = 64
     raw: Path | None = None
+    scratch: Path | None = None
 
 
 class Inputs(Protocol):

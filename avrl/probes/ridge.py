@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from avrl import splits
-from avrl.ridge import Fit, Moments, Path, choose_alpha, choose_alpha_of, solve, total
+from avrl.ridge import Fit, Moments, Path, choose_alpha, choose_alpha_of, solve
 from avrl.splits import ALL, Part
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from avrl.probes import Inputs
     from avrl.splits import Split
+
+MEMORY = 2**27  # bytes of sums over left-out rows at once: all five folds of features of up to 1,295 dimensions
 
 
 def fits(
@@ -38,24 +40,41 @@ def fits(
     whole = Part(ALL, parts.fit_N, parts.validate_N, parts.test_N)
     if whole.fit_N.sum() > vectors.dims:
         enough = whole.fit_N.sum() > 2 * vectors.dims  # a fold takes a fifth away and costs an eigendecomposition
-        pairs = splits.folds(parts, episodes, seed) if enough else []
-        alphas = []
-        for part, fitted, validated in _moments(vectors, y, [whole, *(new for new, _ in pairs)]):
-            alphas.append(choose_alpha_of(fitted, validated))
-            yield part, solve(fitted.plus(validated), alphas[-1]), alphas[-1].numpy()
-        # The same strength for the same test rows: the two differ in what they were trained on and in nothing else.
-        known = _moments(vectors, y, [known for _, known in pairs])
-        for alpha_K, (part, fitted, validated) in zip(alphas[1:], known, strict=True):
-            yield part, solve(fitted.plus(validated), alpha_K), alpha_K.numpy()
+        yield from _with_folds(vectors, y, whole, splits.folds(parts, episodes, seed) if enough else [])
     else:
         yield _fit_rows(vectors, y, whole)
     for part in splits.few(parts, seed):
         if part.fit_N.sum() > vectors.dims:
-            ((_, fitted, validated),) = _moments(vectors, y, [part])
-            alpha_K = choose_alpha_of(fitted, validated)
-            yield part, solve(fitted.plus(validated), alpha_K), alpha_K.numpy()
+            yield _fit_sums(part, *_sums(vectors, y, [part.fit_N, part.validate_N]))
         else:
             yield _fit_rows(vectors, y, part)
+
+
+def _with_folds(
+    vectors: Inputs, y: torch.Tensor, whole: Part, pairs: list[tuple[Part, Part]]
+) -> Iterator[tuple[Part, Fit, np.ndarray]]:
+    """All of train, then without the tasks of each fold, then without as many episodes of any task."""
+    sums = _sums(vectors, y, [whole.fit_N, whole.validate_N])
+    yield _fit_sums(whole, *sums)
+    alphas = []
+    for given in _without(vectors, y, whole, sums, [new for new, _ in pairs]):
+        found = _fit_sums(*given)
+        del given  # before the next are made: sums are gigabytes where features are wide
+        alphas.append(found[2])
+        yield found
+    # The same strength for the same test rows: the two differ in what they were trained on and in nothing else.
+    for given in _without(vectors, y, whole, sums, [known for _, known in pairs]):
+        found = _fit_sums(*given, alpha_K=alphas.pop(0))
+        del given
+        yield found
+
+
+def _fit_sums(
+    part: Part, fitted: Moments, validated: Moments, *, alpha_K: np.ndarray | None = None
+) -> tuple[Part, Fit, np.ndarray]:
+    """From moments; at the strength that is best on the validating rows, unless it is given."""
+    alpha = choose_alpha_of(fitted, validated) if alpha_K is None else torch.from_numpy(alpha_K)
+    return part, solve(fitted.plus(validated), alpha), alpha.numpy()
 
 
 def _fit_rows(vectors: Inputs, y: torch.Tensor, part: Part) -> tuple[Part, Fit, np.ndarray]:
@@ -67,27 +86,35 @@ def _fit_rows(vectors: Inputs, y: torch.Tensor, part: Part) -> tuple[Part, Fit, 
     return part, Path(z, y).fit(alpha_K), alpha_K.numpy()
 
 
-def _moments(vectors: Inputs, y: torch.Tensor, wanted: list[Part]) -> Iterator[tuple[Part, Moments, Moments]]:
-    """Moments of the fitted and of the validating rows of each part, in one pass over the rows of all.
+def _without(
+    vectors: Inputs, y: torch.Tensor, whole: Part, sums: list[Moments], parts: list[Part]
+) -> Iterator[tuple[Part, Moments, Moments]]:
+    """Moments of the fitted and of the validating rows of each part: those of the whole less what it leaves out.
 
-    Rows that all parts treat alike are added up once, as a cell; a part's moments are the sum of its cells.
+    So many parts are taken at once as `MEMORY` allows: sums of wide features are gigabytes.
     """
-    if not wanted:
-        return
-    masks_NP = np.stack([mask for part in wanted for mask in (part.fit_N, part.validate_N)], 1)
+    at_once = max(1, MEMORY // (2 * 8 * vectors.dims**2))
+    for some in (parts[at : at + at_once] for at in range(0, len(parts), at_once)):
+        masks = [mask for part in some for mask in (whole.fit_N & ~part.fit_N, whole.validate_N & ~part.validate_N)]
+        left_out = _sums(vectors, y, masks, sums[0].origin_D)
+        for part in some:
+            yield part, left_out.pop(0).taken_from(sums[0]), left_out.pop(0).taken_from(sums[1])
+
+
+def _sums(
+    vectors: Inputs, y: torch.Tensor, masks: list[np.ndarray], origin_D: torch.Tensor | None = None
+) -> list[Moments]:
+    """Moments of some sets of rows, none of which is in two of them, in one pass over all."""
+    masks_NP = np.stack(masks, 1)
     at = np.flatnonzero(masks_NP.any(1))
-    kinds_CP, cell_M = np.unique(masks_NP[at], axis=0, return_inverse=True)
-    cells: list[Moments] = []
+    of_M = masks_NP[at].argmax(1)
+    found: list[Moments] = []
     for index, block in vectors.blocks(at):
         z = torch.from_numpy(block)
-        if not cells:
-            cells = [Moments(z.double().mean(0), y.shape[1]) for _ in kinds_CP]
-        of = cell_M.reshape(-1)[np.searchsorted(at, index)]
-        for cell in np.unique(of):
-            here = torch.from_numpy(of == cell)
-            cells[cell].add(z[here], y[index][here])
-    for p, part in enumerate(wanted):
-        chosen = [
-            [one for one, kind in zip(cells, kinds_CP[:, column], strict=True) if kind] for column in (2 * p, 2 * p + 1)
-        ]
-        yield part, total(chosen[0]), total(chosen[1])
+        if not found:
+            found = [Moments(z.double().mean(0) if origin_D is None else origin_D, y.shape[1]) for _ in masks]
+        of = of_M[np.searchsorted(at, index)]
+        for p in np.unique(of):
+            here = torch.from_numpy(of == p)
+            found[p].add(z[here], y[index][here])
+    return found
