@@ -212,6 +212,10 @@ def protocol_facts(protocol: Protocol) -> dict[str, str]:
         facts[name] = of.format(samples=f"{row['n_test']:,}", episodes=f"{row['episodes_test']:,}")
         facts[name] += f" ({words[row['split']]})" if row["split"] in words else ""
     solver = say("ridge in closed form, strength chosen on held-out training episodes")
+    if "attentive" in set(protocol.scores["pairing"]):
+        solver = say(
+            "one query over all patches, rate chosen on held-out training episodes; floors: {ridge}", ridge=solver
+        )
     facts[say("solver")] = solver + (f" ({min(alphas):.3g} … {max(alphas):.3g})" if alphas else "")
     return facts
 

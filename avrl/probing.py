@@ -157,7 +157,8 @@ def _judged(
         predicted_MK, rate, dims = attentive.predict(given, target, parts, task)
         size = (int(parts.fit_N.sum()), len(np.unique(parts.episode_N[parts.fit_N])))
         test = Tried(predicted_MK, [], [size]).test(target, parts, (task.resamples, task.seed))
-        rows = [{**row, "note": row["note"] or f"rate {rate:g}"} for row in test.rows(None, ALL, apart=True)]
+        told = f"rate {rate:g} of {who.encoder}" + " (untrained)" * (who.init == "random")
+        rows = [{**row, "note": row["note"] or told} for row in test.rows(None, ALL, apart=True)]
         yield {"readout": "patches", "pairing": "attentive", "dims": dims}, rows, test
         return
     # An attentive protocol too has floors and a ceiling by the ridge: they see no patches.
