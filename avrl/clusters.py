@@ -27,7 +27,7 @@ from avrl import intervals, splits
 from avrl.comparison import EVERY, READOUTS, ranks
 from avrl.correctness import share
 from avrl.errors import ConfigError
-from avrl.features import SWAPPED, TWICE, pairs_of
+from avrl.features import TWICE, pairs_of
 from avrl.outcome import WHOLE, effective_rank, numbers
 from avrl.probes import WIDE
 from avrl.probing import fingerprint
@@ -97,8 +97,9 @@ def score(out: File, who: Who, task: Task, given: Given) -> dict[str, Any]:
     sums: list[pl.DataFrame] = []
     maps: list[pl.DataFrame] = []
     place_N2 = places(root, rows, task.gap)
+    stills = (given.stills, places(given.stills, rows, task.gap)) if given.stills else None
     for readout in names:
-        vectors = _vectors(root, readout, place_N2, paired=facts["paired"])
+        vectors = _vectors((root, place_N2), stills, readout)
         named = {**shared, "readout": readout, "dims": vectors["z"].shape[1]}
         found, right = _apart(vectors["z"], labels_N, parts.episode_N, task)
         found += _told(vectors, labels_N, parts, task)
@@ -116,17 +117,25 @@ def score(out: File, who: Who, task: Task, given: Given) -> dict[str, Any]:
     return {**shared, "vectors": len(rows), "tasks": len(set(labels_N)), "episodes": len(set(parts.episode_N))}
 
 
-def _vectors(root: File, readout: str, place_N2: np.ndarray, *, paired: bool) -> dict[str, np.ndarray]:
-    """``z`` of each pair (of frame t), and what tells of ``identity`` and of ``motion``: (N, D) each."""
+def _vectors(
+    moving: tuple[File, np.ndarray], stills: tuple[File, np.ndarray] | None, readout: str
+) -> dict[str, np.ndarray]:
+    """``z`` of each pair (of frame t), and what tells of ``identity`` and of ``motion``: (N, D) each.
 
-    def read(readout: str, pairing: str) -> np.ndarray:
-        blocks = Vectors(root, readout, pairing, place_N2).blocks(np.arange(len(place_N2)))
+    Args:
+        moving: Features, and where the pairs lie in them.
+        stills: The same of frames shown twice, of an encoder of pairs.
+        readout: One of them.
+    """
+
+    def read(of: tuple[File, np.ndarray], readout: str, pairing: str) -> np.ndarray:
+        blocks = Vectors(of[0], readout, pairing, of[1]).blocks(np.arange(len(of[1])))
         return np.concatenate([z for _, z in blocks]).astype(np.float64)
 
-    z = read(readout, "pair")  # a row as it lies
-    if not paired:
-        return {"z": z, "identity": z, "motion": read(readout, "diff")}
-    return {"z": z, "identity": read(readout + TWICE, "pair"), "motion": z - read(readout + SWAPPED, "pair")}
+    z = read(moving, readout, "pair")  # a row as it lies
+    if not stills:
+        return {"z": z, "identity": z, "motion": read(moving, readout, "diff")}
+    return {"z": z, "identity": read(stills, readout + TWICE, "pair"), "motion": read(moving, readout, "antisymmetric")}
 
 
 def _apart(

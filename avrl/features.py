@@ -121,14 +121,22 @@ class Layout:
         return 4 * self.rows * sum(self.arrays.values())
 
 
-def layout(encoder: Encoder, rows: int, which: str, readouts: Sequence[str] = ()) -> Layout:
-    """What an encoder's features of so many rows hold: those named, or all (of a subset all but `WIDE`)."""
+def layout(encoder: Encoder, rows: int, which: str, readouts: Sequence[str] = (), *, still: bool = False) -> Layout:
+    """What an encoder's features of so many rows hold: those named, or all (of a subset all but `WIDE`).
+
+    Of an encoder of pairs in both orders, or ``still``: of frame t shown twice.
+
+    Raises:
+        ConfigError: no readout is left.
+    """
     there = dict(encoder.readouts)
     asked = list(readouts) or [name for name in there if name != WIDE or which == "all"]
     left_out = {name: why for name in asked if (why := too_wide(there.get(name, 0), rows))}
     kept = {name: dims for name, dims in there.items() if name in asked and name not in left_out}
-    views = tuple(VIEWS)[: 1 if not encoder.paired else 3 if which == "clusters" else 2]
-    return Layout(rows, kept, views, left_out)
+    if not kept:
+        why = "; ".join(f"{name}: {words}" for name, words in left_out.items())
+        raise ConfigError(f"none of the readouts asked for: {why or ', '.join(readouts)}", "leave out --readout")
+    return Layout(rows, kept, (TWICE,) if still else ("", SWAPPED)[: 1 + encoder.paired], left_out)
 
 
 def extract(
@@ -142,11 +150,12 @@ def extract(
     rows: str = "all",
     seed: int = 0,
     readouts: Sequence[str] = (),
+    still: bool = False,
 ) -> dict[str, Any]:
     """Encode a frame store.
 
     Args:
-        encoder: Frozen; on ``device`` already if it is a module.
+        encoder: Frozen; on ``device``.
         frames: Root of the ``frames`` artifact.
         out: Directory to fill; what an interrupted call left there is kept.
         gap: Frames between the two of a pair; 0 for all rows of an encoder of frames.
@@ -155,6 +164,7 @@ def extract(
         rows: ``all``, or the subset that ``order`` or ``clusters`` looks at.
         seed: Of the subset.
         readouts: Which to write, see `layout`.
+        still: Show an encoder of pairs frame t twice, instead of the pair.
 
     Returns:
         Facts for the manifest.
@@ -167,30 +177,27 @@ def extract(
         raise ConfigError(f"gap {gap} does not suit an encoder of {'pairs' if encoder.paired else 'frames'}")
     store = FrameStore(frames)
     table, row_N = encoded(rows, store.episodes, gap, seed, paired=encoder.paired)
-    if not len(row_N) and rows == "clusters":
-        raise ConfigError(f"{frames}: at least two tasks of two episodes each are needed")
     if not len(row_N):
+        if rows == "clusters":
+            raise ConfigError(f"{frames}: at least two tasks of two episodes each are needed")
         raise ConfigError(f"no episode is longer than the gap of {gap} frames", "lower --gap")
-    plan = layout(encoder, len(row_N), rows, readouts)
-    if not plan.readouts:
-        why = "; ".join(f"{name}: {words}" for name, words in plan.left_out.items())
-        raise ConfigError(f"none of the readouts asked for: {why or ', '.join(readouts)}", "leave out --readout")
+    plan = layout(encoder, len(row_N), rows, readouts, still=still)
     arrays = _arrays(plan, out)
     todo = [start for start in range(0, len(row_N), BLOCK) if not _record(out, start).exists()]
     with ThreadPoolExecutor(1) as writer:
         written = writer.submit(lambda: None)
-        apart = gap if encoder.paired else 0
-        blocks = itertools.groupby(_batches(store, row_N, todo, apart, batch_size, device), lambda batch: batch[0])
+        made = _batches(store, row_N, todo, gap * encoder.paired, batch_size, device)
+        blocks = itertools.groupby(made, lambda batch: batch[0])
         for start, batches in bar("features", len(todo), "block", iterable=blocks):
             found = _encode(encoder, (pixels for _, pixels in batches), device, plan)
             written.result()
             written = writer.submit(_write, found, arrays, _record(out, start), start, device)
         written.result()
     table.write_parquet(out / "pairs.parquet")
-    facts = {"rows": len(row_N), "gap": gap, "paired": encoder.paired, "readouts": plan.readouts}
     # A run that was killed may have gone on elsewhere, and its blocks differ by rounding.
-    devices = sorted({one.read_text() for one in (out / SCRATCH).glob("block-*")})
-    return {**facts, "left_out": plan.left_out, "device": ", ".join(devices)}
+    devices = ", ".join(sorted({one.read_text() for one in (out / SCRATCH).glob("block-*")}))
+    facts = {"rows": len(row_N), "gap": gap, "paired": encoder.paired, "device": devices}
+    return {**facts, "readouts": plan.readouts, "left_out": plan.left_out}
 
 
 def _arrays(plan: Layout, out: Path) -> dict[str, Any]:

@@ -13,10 +13,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from avrl.errors import ConfigError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import polars as pl
+
+    from avrl.artifact import Artifact
 
 VALIDATION_SHARE = 0.2  # of the training episodes
 HELD_OUT = 5  # one in so many episodes of a task, where the source holds out none
@@ -130,3 +134,23 @@ def folds(parts: Split, episodes: pl.DataFrame, seed: int) -> list[tuple[Part, P
 def _share(episodes: np.ndarray, share: float, seed: int) -> np.ndarray:
     """At least one of these episodes, drawn."""
     return np.random.default_rng(seed).permutation(episodes)[: max(1, round(share * len(episodes)))]
+
+
+def require_split(store: Artifact, gaps: tuple[int, ...]) -> None:
+    """Refuse a frame store that cannot be scored, before features are made of it.
+
+    Raises:
+        ConfigError: fewer than two training episodes, or none held out, are longer than a gap.
+    """
+    import polars as pl
+
+    episodes = pl.read_parquet(store.root / "episodes.parquet", columns=["length", "split", "task"])
+    for gap in gaps:
+        test = is_test(episodes)[(episodes["length"] > gap).to_numpy()]
+        n_test = int(test.sum())
+        if len(test) - n_test < 2 or not n_test:
+            raise ConfigError(
+                f"{store.ref} has {len(test) - n_test} training and {n_test} held-out episodes of more than {gap} "
+                "frames, at least 2 and 1 are needed",
+                "prep a copy with both (avrl fetch bridge --part train,val; some are train only), or a smaller --gap",
+            )

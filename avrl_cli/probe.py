@@ -23,7 +23,6 @@ from avrl.stages.probe import (
     LabelsConfig,
     ProbeConfig,
     looks,
-    require_split,
 )
 from avrl_cli.options import listed, verb
 from avrl_cli.output import Session
@@ -90,6 +89,8 @@ def command(
         make=f"avrl prep {on or source}" + (f" --from {origin}" if origin else ""),
         option="--frames",
     )
+    from avrl.splits import require_split
+
     require_split(store, config.gap)
     for entry in entries:
         entry.identity()  # weights that are missing show before hours of others' features
@@ -212,17 +213,23 @@ def _checkpoint(session: Session, name: str) -> Artifact | None:
 
 def _features(
     session: Session, config: ProbeConfig, entry: Entry, asked: Asked, store: Artifact
-) -> tuple[FeaturesConfig, dict[str, Artifact]] | None:
-    """The features that an encoder needs, and of what; None for one that needs none.
+) -> dict[str, tuple[FeaturesConfig, dict[str, Artifact]]]:
+    """The features that an encoder needs, and of what, by their role in its scores; none for one that needs none.
 
     Those of all readouts are taken where they are there, and those of the readouts asked for are not.
     """
-    wanted = entry.features(config, *asked, store.manifest.facts["frames"])
-    if wanted is None:
-        return None
     inputs = {"frames": store} | ({"checkpoint": entry.checkpoint} if entry.checkpoint else {})
-    there = [one for one in (wanted, wanted.whole()) if session.store.find(FEATURES.name, FEATURES.key(one, inputs))]
-    return (there or [wanted])[0], inputs
+    wanted = {
+        "features": entry.features(config, *asked, store.manifest.facts["frames"]),
+        "stills": entry.stills(config, *asked),
+    }
+
+    def there(one: FeaturesConfig) -> bool:
+        return session.store.find(FEATURES.name, FEATURES.key(one, inputs)) is not None
+
+    return {
+        role: (next(filter(there, (one, one.whole())), one), inputs) for role, one in wanted.items() if one is not None
+    }
 
 
 def _plans(
@@ -231,11 +238,11 @@ def _plans(
     """What features are still to be made, by their keys. An encoder that cannot be planned says why when it is run."""
     found: dict[str, Plan] = {}
     for entry, one in itertools.product(entries, asked):
-        wanted = _features(session, config, entry, one, store)
-        key = FEATURES.key(*wanted) if wanted else ""
-        if wanted and key not in found and not session.store.find(FEATURES.name, key):
-            with contextlib.suppress(AvrlError, RuntimeError):
-                found[key] = plan(*wanted, session.store)
+        for wanted in _features(session, config, entry, one, store).values():
+            key = FEATURES.key(*wanted)
+            if key not in found and not session.store.find(FEATURES.name, key):
+                with contextlib.suppress(AvrlError, RuntimeError):
+                    found[key] = plan(*wanted, session.store)
     return found
 
 
@@ -252,12 +259,12 @@ def _score(
     own = {"checkpoint": entry.checkpoint} if entry.checkpoint else {}
     request = entry.scores(config, *asked)
     wanted = _features(session, config, entry, asked, store)
-    if wanted:
-        planned = plans.get(FEATURES.key(*wanted))
-        found = session.run(FEATURES, *wanted, planned.words() if planned else "")
+    for role, one in wanted.items():
+        planned = plans.get(FEATURES.key(*one))
+        found = session.run(FEATURES, *one, planned.words() if planned else "")
         if found:
-            inputs["features"] = found
-    if ((kind.labelled or kind.flow) and labels is None) or (wanted and "features" not in inputs):
+            inputs[role] = found
+    if ((kind.labelled or kind.flow) and labels is None) or wanted.keys() - inputs.keys():
         session.missing("scores", f"{entry.name} ({entry.init}): its features or labels are to be made first")
         return
     inputs |= {"labels": labels} if labels else {}

@@ -29,7 +29,8 @@ def run(frames, out, vectors, *, paired=False, **changed):
     (out / "features").mkdir(parents=True)
     z = vectors(table)
     made = features_of(out / "features", table, z if isinstance(z, dict) else {"cls": z}, paired=paired)
-    facts = score(out, Who("planted", "", "trained"), Task(**{**vars(TASK), **changed}), Given(frames, features=made))
+    given = Given(frames, features=made, stills=made if paired else None)
+    facts = score(out, Who("planted", "", "trained"), Task(**{**vars(TASK), **changed}), given)
     return pl.read_parquet(out / "scores.parquet"), facts
 
 

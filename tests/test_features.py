@@ -138,9 +138,8 @@ def test_a_probe_of_a_subset_has_only_that_encoded(tmp_path, monkeypatch, which,
     rows = features.pairs_of(which, store.episodes, 2, 1)
     assert len(rows) == 12
     seen = [(one["episode_index"], one["frame_index"] + apart) for one in rows.to_dicts() for apart in (0, 2)]
-    views = 1 + paired + (paired and which == "clusters")
     assert facts["rows"] == (12 if paired else len(set(seen)))
-    assert sum(map(len, encoder.seen)) == views * facts["rows"]
+    assert sum(map(len, encoder.seen)) == (1 + paired) * facts["rows"]
     sums = store.read(np.array([9 * episode + frame for episode, frame in seen])).astype(np.float32).sum((1, 2))
     first, last = sums[::2], sums[1::2]
     at = places(tmp_path, rows, 2)
@@ -150,8 +149,10 @@ def test_a_probe_of_a_subset_has_only_that_encoded(tmp_path, monkeypatch, which,
         return
     ((_, z),) = Vectors(tmp_path, "sum", "pair", at).blocks(np.arange(12))
     np.testing.assert_array_equal(z, first - 2 * last)
-    if which == "clusters":
-        np.testing.assert_array_equal(read(tmp_path, "sum" + features.TWICE), -first)
+    still = Fake(paired=True)
+    extract(still, root, tmp_path / "still", gap=2, rows=which, seed=1, still=True)
+    np.testing.assert_array_equal(read(tmp_path / "still", "sum" + features.TWICE), -first)
+    assert sum(map(len, still.seen)) == 12
 
 
 def test_a_subset_without_tasks_is_refused(tmp_path):
@@ -161,7 +162,6 @@ def test_a_subset_without_tasks_is_refused(tmp_path):
 
 @pytest.mark.parametrize(("frames", "rows"), [(50_000, "all"), (50_001, "subset")])
 def test_a_small_store_is_encoded_once_for_all_probes(frames, rows):
-    """But what clusters shows an encoder of pairs, one frame twice, no other probe needs."""
     for probe in ("bridge", "flow", "order", "clusters"):
         pixels = Entry("pixels-8", "none").features(ProbeConfig(), probe, 2, 3, frames)
         image = Entry("r3m", "random").features(ProbeConfig(readout=("pool",)), probe, 2, 3, frames)
@@ -171,8 +171,14 @@ def test_a_small_store_is_encoded_once_for_all_probes(frames, rows):
         subset = probe if probe != "bridge" and rows == "subset" else "all"
         assert (image.rows, image.gap, image.seed) == (subset, 2 * (subset != "all"), 3 * (subset == "clusters"))
         assert image.readouts == ("pool",)
-        assert (pixels.rows, pixels.gap) == ("clusters" if probe == "clusters" else subset, 2)
+        assert (pixels.rows, pixels.gap) == (subset, 2)
         assert pixels.readouts == ()
+        assert Entry("r3m", "random").stills(ProbeConfig(), probe, 2, 3) is None
+        stills = Entry("pixels-8", "none").stills(ProbeConfig(), probe, 2, 3)
+        if probe == "clusters":  # what it shows an encoder of pairs, one frame twice, no other probe needs
+            assert (stills.rows, stills.gap, stills.seed, stills.still) == ("clusters", 2, 3, True)
+        else:
+            assert stills is None
         assert image.whole().readouts == ()
 
 
@@ -181,7 +187,7 @@ def test_the_grid_of_a_subset_is_made_only_if_it_is_named():
     assert features.layout(encoder, 9, "order").readouts == {"cls": 3}
     assert features.layout(encoder, 9, "order", ("grid", "m")).readouts == {"grid": 27}
     assert features.layout(encoder, 9, "all").arrays == {"cls": 3, "cls-swapped": 3, "grid": 27, "grid-swapped": 27}
-    named = Entry("pixels-8", "pretrained").features(ProbeConfig(readout=("grid",)), "clusters", 1, 0, 2)
+    named = Entry("pixels-8", "pretrained").features(ProbeConfig(readout=("grid",)), "clusters", 1, 0, 50_001)
     assert named.whole() == named
 
 

@@ -17,7 +17,7 @@ from avrl.outcome import auc
 from avrl.probes import Given, Task, Who
 from avrl.probes.ridge import fits
 from avrl.probing import Floor, score
-from avrl.stages.probe import require_split
+from avrl.splits import require_split
 
 LENGTHS = [12] * 30
 SPLITS = ["train"] * 20 + ["val"] * 10

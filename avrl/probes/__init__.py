@@ -66,6 +66,7 @@ class Given:
         frames: A frame store, for splits, tasks and pixels.
         labels: What a robot or a hand did.
         features: Vectors of frames or pairs; None for floors.
+        stills: Of an encoder of pairs, those of a frame shown twice, where the probe asks for them.
         encoder: Frozen, on its device.
         device: Where the encoder is.
         batch_size: Rows a forward pass.
@@ -76,6 +77,7 @@ class Given:
     frames: Path
     labels: Path | None = None
     features: Path | None = None
+    stills: Path | None = None
     encoder: Encoder | None = None
     device: str = "cpu"
     batch_size: int = 64

@@ -27,6 +27,7 @@ class FeaturesConfig:
     rows: Annotated[Literal["all", "order", "clusters"], Opt("All pairs, or those that a probe looks at")] = "all"
     seed: Annotated[int, Opt("Of the pairs that clusters looks at")] = 0
     readouts: Annotated[tuple[str, ...], Opt("Readouts to keep; empty for all, of a subset but for the grid")] = ()
+    still: Annotated[bool, Opt("Frame t twice, instead of the pair")] = False
     weights: Annotated[str, Opt("SHA-256 of the weights file")] = ""
     weights_path: Annotated[str, Opt("Weights file", runtime=True)] = ""
     batch_size: Annotated[int, Opt("Rows a forward pass", runtime=True)] = 64
@@ -69,7 +70,7 @@ def plan(config: FeaturesConfig, inputs: Inputs, cache: Cache) -> Plan:
     episodes = pl.read_parquet(inputs["frames"].root / "episodes.parquet")
     rows = len(encoded(config.rows, episodes, config.gap, config.seed, paired=encoder.paired)[1])
     there = begun(cache.partial(FEATURES.name, _slug(config, inputs), FEATURES.key(config, inputs)))
-    whole = layout(encoder, rows, config.rows, config.readouts)
+    whole = layout(encoder, rows, config.rows, config.readouts, still=config.still)
     return Plan(rows, whole.bytes * max(0, rows - there) // max(1, rows), whole.left_out)
 
 
@@ -112,6 +113,7 @@ def _build_features(config: FeaturesConfig, inputs: Inputs, out: Path) -> Built:
         rows=config.rows,
         seed=config.seed,
         readouts=config.readouts,
+        still=config.still,
     )
     facts |= {"encoder": config.encoder, "init": config.init}
     if isinstance(encoder, torch.nn.Module):
@@ -130,7 +132,7 @@ def called(config: Any) -> str:
 
 
 def _slug(config: FeaturesConfig, inputs: Inputs) -> str:
-    return called(config) + f"-for-{config.rows}" * (config.rows != "all")
+    return called(config) + "-still" * config.still + f"-for-{config.rows}" * (config.rows != "all")
 
 
 FEATURES = Stage("features", 3, FeaturesConfig, _slug, _build_features)

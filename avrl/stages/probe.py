@@ -90,28 +90,6 @@ def looks(config: ScoresConfig) -> bool:
     return KINDS[config.probe].dense or config.solver == "attentive"
 
 
-def require_split(store: Artifact, gaps: tuple[int, ...]) -> None:
-    """Refuse a frame store that cannot be scored, before features are made of it.
-
-    Raises:
-        ConfigError: fewer than two training episodes, or none held out, are longer than a gap.
-    """
-    import polars as pl
-
-    from avrl.splits import is_test
-
-    episodes = pl.read_parquet(store.root / "episodes.parquet", columns=["length", "split", "task"])
-    for gap in gaps:
-        test = is_test(episodes)[(episodes["length"] > gap).to_numpy()]
-        n_test = int(test.sum())
-        if len(test) - n_test < 2 or not n_test:
-            raise ConfigError(
-                f"{store.ref} has {len(test) - n_test} training and {n_test} held-out episodes of more than {gap} "
-                "frames, at least 2 and 1 are needed",
-                "prep a copy with both (avrl fetch bridge --part train,val; some are train only), or a smaller --gap",
-            )
-
-
 def _build_labels(config: LabelsConfig, inputs: Inputs, out: Path) -> Built:
     from avrl.labels import extract
 
@@ -122,7 +100,7 @@ def _build_scores(config: ScoresConfig, inputs: Inputs, out: Path) -> Built:
     from avrl.artifact import verify
     from avrl.probes import Given, Task, Who
 
-    for role in ("labels", "features"):
+    for role in ("labels", "features", "stills"):
         if role in inputs:
             verify(inputs[role])
     kind, roots = KINDS[config.probe], {role: one.root for role, one in inputs.items()}
@@ -141,6 +119,7 @@ def _build_scores(config: ScoresConfig, inputs: Inputs, out: Path) -> Built:
         roots["frames"],
         roots.get("labels"),
         roots.get("features"),
+        roots.get("stills"),
         batch_size=config.batch_size,
         raw=roots.get("raw"),
     )
@@ -231,7 +210,7 @@ class Entry:
     def features(self, config: ProbeConfig, probe: str, gap: int, seed: int, frames: int) -> FeaturesConfig | None:
         """The features it needs for a gap of a store of so many frames; None for what needs none.
 
-        A store of few frames is encoded whole, for all probes at once; but clusters shows an encoder of pairs more.
+        A store of few frames is encoded whole, for all probes at once.
 
         Raises:
             MissingError: its weights are not at hand.
@@ -240,14 +219,11 @@ class Entry:
 
         if self.name in UNSEEING or looks(self.scores(config, probe, gap, seed)):
             return None
-        paired = self.checkpoint is not None or (self.name in ENCODERS and ENCODERS[self.name].paired)
-        rows = KINDS[probe].rows
-        if frames <= PAIRS and not (paired and rows == "clusters"):
-            rows = "all"
+        rows = KINDS[probe].rows if frames > PAIRS else "all"
         return FeaturesConfig(
             encoder=self.name,
             init="random" if self.init == "random" else "trained" if self.checkpoint else "pretrained",
-            gap=gap if paired or rows != "all" else 0,
+            gap=gap if self.paired or rows != "all" else 0,
             rows=rows,
             seed=seed if rows == "clusters" else 0,
             readouts=() if self.init == "none" else config.readout,
@@ -256,6 +232,22 @@ class Entry:
             batch_size=config.batch_size,
             device=config.device,
         )
+
+    def stills(self, config: ProbeConfig, probe: str, gap: int, seed: int) -> FeaturesConfig | None:
+        """What an encoder of pairs says of single frames, for a probe that asks; None for others.
+
+        Raises:
+            MissingError: its weights are not at hand.
+        """
+        if not (self.paired and KINDS[probe].rows == "clusters"):
+            return None
+        found = self.features(config, probe, gap, seed, 0)
+        return replace(found, rows="clusters", seed=seed, still=True) if found else None
+
+    @property
+    def paired(self) -> bool:
+        """Whether it sees both frames of a pair at once."""
+        return self.checkpoint is not None or (self.name in ENCODERS and ENCODERS[self.name].paired)
 
     def identity(self) -> str:
         """SHA-256 of the weights file of an outside encoder; empty for others.
