@@ -19,6 +19,7 @@ EPISODES = 20
 # One side of the table, 42 degrees apart: the direction of a motion in the picture is not its direction in the world.
 render.BRIDGE_CAMERAS = ((304.0, -28.0), (318.0, -40.0), (332.0, -26.0), (346.0, -36.0))
 VAL_EVERY = 5  # every fifth task is val
+SCENES = [(scene, said) for task in render.EGODEX_TASKS.values() for scene, said in task.items()]
 
 
 def make_bridge(out: Path) -> None:
@@ -42,8 +43,7 @@ def make_bridge(out: Path) -> None:
 
 def make_egodex(out: Path, part: int) -> None:
     """Writes `partN.zip`, a folder a scene, with half of the scenes."""
-    scenes = [(scene, said) for task in render.EGODEX_TASKS.values() for scene, said in task.items()]
-    render.EGODEX_TASKS = {scene.replace("-", "_"): {scene: said} for scene, said in scenes[part - 1 :: 2]}
+    render.EGODEX_TASKS = {scene.replace("-", "_"): {scene: said} for scene, said in SCENES[part - 1 :: 2]}
     render.make_egodex(out / f"part{part}", EPISODES)
     (out / f"part{part}/egodex/sample.zip").replace(out / f"part{part}.zip")
 
