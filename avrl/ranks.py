@@ -15,6 +15,7 @@ import sys
 import traceback
 from dataclasses import dataclass, field
 from datetime import timedelta
+from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -218,6 +219,7 @@ def launch(train: Callable[..., dict[str, Any]], out: Path, processes: int, *arg
     verdict.parent.mkdir(parents=True, exist_ok=True)
     verdict.unlink(missing_ok=True)
     before = {one: signal.getsignal(one) for one in SIGNALS}  # the launcher leaves its own behind
+    _start_tracker()
     try:
         elastic_launch(config, _child)(train, out, verdict, *args)
     except SignalException as error:
@@ -230,6 +232,13 @@ def launch(train: Callable[..., dict[str, Any]], out: Path, processes: int, *arg
         for one, handler in before.items():
             signal.signal(one, handler)
     return _raise(verdict)
+
+
+def _start_tracker() -> None:
+    """Start Python's own helper so that USR1, which Slurm sends to all, does not end it: ignoring is inherited."""
+    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    resource_tracker.ensure_running()
+    signal.signal(signal.SIGUSR1, before)
 
 
 def _child(train: Callable[..., dict[str, Any]], out: Path, verdict: Path, *args: Any) -> None:

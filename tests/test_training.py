@@ -329,6 +329,7 @@ def test_bf16_on_a_device_without_it_is_refused_and_the_facts_say_what_ran(frame
     assert train(tmp_path, frames, recipe())["arithmetic"] == "float32"
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_compiled_blocks_train_the_same_and_resume_exactly(compiler, frames, tmp_path, monkeypatch):
     monkeypatch.setattr(devices, "COMPILER", compiler)
