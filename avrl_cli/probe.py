@@ -130,7 +130,8 @@ def _named(session: Session, what: str, given: list[str], weights: str) -> list[
     """The encoders asked for, each with its untrained twin."""
     names = [name for name in dict.fromkeys(listed(given)) if name not in (*ALONG, *KINDS[what].floors)]
     if not names:
-        raise ConfigError("probe needs an encoder", f"type: avrl probe {what} --encoder dinov2")
+        along = f" ({', '.join(listed(given))}: scored along with any)" if given else ""
+        raise ConfigError(f"probe needs an encoder{along}", f"type: avrl probe {what} --encoder dinov2")
     if weights and len(names) != 1:
         raise ConfigError("--weights goes with exactly one --encoder", "probe the encoders one by one")
     return [entry for name in names for entry in _entries(session, name, weights)]

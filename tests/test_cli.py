@@ -249,6 +249,10 @@ def test_completion_knows_verbs_options_and_choices(tmp_path, words, found):
         ("pretrain videomae --ablate m-only", "--ablate m-only has no meaning for videomae; leave it at none"),
         ("pretrain two-stream --epochs 0", "--epochs 0 is less than 1"),
         ("probe bridge", "probe needs an encoder; type: avrl probe bridge --encoder dinov2"),
+        (
+            "probe bridge --encoder pixels-8,random",
+            r"probe needs an encoder \(pixels-8, random: scored along with any\); type: avrl probe bridge .*",
+        ),
         ("probe bridge --encoder nope", "no encoder or checkpoint named 'nope'; known: dinov2, .*"),
         ("probe bridge --encoder r3m --gap x", "gap: 'x' is not a list of int"),
         ("report extra", r"No such command 'extra'; see: avrl report --help"),
