@@ -27,7 +27,7 @@ from avrl import intervals, splits
 from avrl.comparison import EVERY, READOUTS, ranks
 from avrl.correctness import share
 from avrl.errors import ConfigError
-from avrl.features import TWICE, pairs_of
+from avrl.features import SWAPPED, TWICE, pairs_of
 from avrl.outcome import WHOLE, effective_rank, numbers
 from avrl.probes import WIDE
 from avrl.probing import fingerprint
@@ -135,7 +135,8 @@ def _vectors(
     z = read(moving, readout, "pair")  # a row as it lies
     if not stills:
         return {"z": z, "identity": z, "motion": read(moving, readout, "diff")}
-    return {"z": z, "identity": read(stills, readout + TWICE, "pair"), "motion": read(moving, readout, "antisymmetric")}
+    swapped = read(moving, readout + SWAPPED, "pair")
+    return {"z": z, "identity": read(stills, readout + TWICE, "pair"), "motion": z - swapped}
 
 
 def _apart(

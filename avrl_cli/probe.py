@@ -163,7 +163,7 @@ def _labels(session: Session, store: Artifact) -> Artifact | None:
 
 
 def _flow(session: Session, config: ProbeConfig, asked: tuple[int, int], store: Artifact) -> Artifact | None:
-    from avrl.artifact import sha256_of
+    from avrl.encoders import pins
 
     file = flow.weights_of(config.teacher, config.teacher_weights)
     wanted = flow.FlowConfig(
@@ -171,7 +171,7 @@ def _flow(session: Session, config: ProbeConfig, asked: tuple[int, int], store: 
         pairs=config.pairs,
         seed=asked[1],
         teacher=config.teacher,
-        weights=sha256_of(file) if file else "",
+        weights=pins.digest(file) if file else "",
         weights_path=str(file or ""),
         device=config.device,
     )

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from way import VERBS, start
+from way import VERBS, copied, start
 
 QUICK, MANY = [0], list(range(1, 13))
 # Stages whose artifacts a verb makes; the verb is killed, and all of these must come out as if it had not been.
@@ -27,8 +27,7 @@ def digests(cache: Path, stages: list[str]) -> dict[str, str]:
 
 def kill_and_repeat(station, tmp_path: Path, seed: int) -> None:
     words, before, undisturbed, seconds = station
-    cache = tmp_path / "cache"
-    subprocess.run(["cp", "-r", str(before), str(cache)], check=True)
+    cache = copied(before, tmp_path / "cache")
     chance = random.Random(f"{words}{seed}")
     for _ in range(2):  # the second kill strikes the recovery
         process = start(cache, words)
@@ -81,8 +80,7 @@ def small_disk(tmp_path):
 def test_a_disk_that_fills_up_is_exit_6_and_with_room_the_verb_goes_on(stations, small_disk, verb, share):
     words, before, undisturbed, _ = stations[verb]
     place, resize = small_disk
-    cache = place / "cache"
-    subprocess.run(["cp", "-r", str(before), str(cache)], check=True)
+    cache = copied(before, place / "cache")
     resize(bytes_of(place) + max(1 << 16, int(share * (bytes_of(undisturbed) - bytes_of(before)))))
     assert start(cache, words).wait(timeout=240) == 6
     assert digests(cache, MADE[words[0]]) != digests(undisturbed, MADE[words[0]])

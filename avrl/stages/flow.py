@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from avrl.artifact import sha256_of
 from avrl.config import Opt
 from avrl.encoders import Known
 from avrl.errors import IntegrityError, MissingError, NotFoundError
@@ -52,6 +51,7 @@ def weights_of(teacher: str, given: str = "") -> Path | None:
         )
     if given or teacher not in RAFT:
         return Path(given) if given else None
+    from avrl.encoders import pins
     from avrl.encoders.weights import from_address
 
     url = RAFT[teacher].url
@@ -60,7 +60,7 @@ def weights_of(teacher: str, given: str = "") -> Path | None:
     except MissingError as error:
         command = f"avrl fetch encoders --encoder {teacher}"
         raise MissingError(error.cause, f"where there is network: {command}; or pass --teacher-weights FILE") from error
-    digits, found = Path(url).stem.rpartition("-")[2], sha256_of(path)
+    digits, found = Path(url).stem.rpartition("-")[2], pins.digest(path)
     if not found.startswith(digits):
         raise IntegrityError(
             f"{path} is not what was published as {url}: its SHA-256 begins with {found[: len(digits)]}",
