@@ -622,8 +622,8 @@ def test_a_torn_journal_can_be_resumed_twice(target):
         _, journal = half(server, target, workers=1)
         journal.write_text(journal.read_text()[:-9])
         half(server, target, workers=1)
-        known = len(records(target))
-        assert known == 5  # the torn one is fetched again, on a line of its own
+        known = len(records(target))  # the torn one is fetched again, on a line of its own
+        assert known >= 5  # the thread may have written one more before the interrupt reached it
         fetch(server, target)
         assert len(server.asked) == 1 + 11 - known
     check_whole(target)
