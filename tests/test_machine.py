@@ -28,7 +28,7 @@ def service(monkeypatch):
 
 
 def until(condition):
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -97,7 +97,7 @@ def test_elsewhere_it_gives_up_quickly_and_says_nothing(monkeypatch, caplog):
         monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", f"http://127.0.0.1:{deaf.getsockname()[1]}")
         on_notice(lambda: pytest.fail("no notice was given"))
         until(lambda: not asking())
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 10
     assert not caplog.text
 
 

@@ -83,9 +83,9 @@ def test_as_many_tasks_as_bridge_has_take_no_time():
     called = ["val" if i % 10 == 0 else "train" for i in range(20_000)]
     episodes = pl.DataFrame({"episode_index": range(20_000), "task": tasks, "split": called})
     parts = splits.split(episodes, episodes, 0)
-    begun = time.monotonic()
+    begun = time.process_time()
     assert len(splits.folds(parts, episodes, 0)) == splits.FOLDS
-    assert time.monotonic() - begun < 1  # .1; it was 3
+    assert time.process_time() - begun < 1  # .1; it was 3
 
 
 def test_one_task_cannot_be_left_out():

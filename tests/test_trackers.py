@@ -92,9 +92,9 @@ def test_a_sink_that_hangs_costs_no_time_and_little_at_the_end(at, caplog, monke
     begun = time.monotonic()
     for _ in range(10 * WAITING if at == "log" else 2):
         sink.put(ROW)
-    assert time.monotonic() - begun < 1
+    assert time.monotonic() - begun < 5
     sink.close()
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < 6
     gate.set()
     *early, last = (one.getMessage() for one in caplog.records)
     assert "left behind" in last
