@@ -8,8 +8,9 @@ import json
 import os
 import sys
 import traceback
+from pathlib import Path
 
-from avrl.errors import AvrlError
+from avrl.errors import VERDICT, AvrlError, TemporaryError
 
 BUG = 1
 USAGE = 2
@@ -29,6 +30,9 @@ def end(error: BaseException, argv: list[str]) -> int:
         with contextlib.suppress(BrokenPipeError):  # whoever was to read it may be what stopped us
             print(json.dumps({"error": line, "kind": type(error).__name__, "exit_code": code}, indent=1), flush=True)
     print(f"avrl: {line}", file=sys.stderr)
+    if os.environ.get(VERDICT) and code not in (TemporaryError.exit_code, INTERRUPTED, TERMINATED):
+        with contextlib.suppress(OSError):
+            Path(os.environ[VERDICT]).write_text(str(code))
     return code
 
 
