@@ -191,10 +191,8 @@ def _checkpoint(session: Session, name: str) -> Artifact | None:
     """The checkpoint that an encoder's name means; None if it is the name of an outside encoder."""
     from avrl.encoders import ENCODERS, known
 
-    if name in ENCODERS:
-        known(name)  # refuses what is not public, before anything is looked for
-        return None
-    if name.startswith("timm:"):
+    if name in ENCODERS or name.startswith("timm:"):
+        known(name)  # refuses what is not public, or not in timm, before anything is looked for
         return None
     try:
         return session.store.resolve(

@@ -191,7 +191,11 @@ def known(name: str) -> Known:
     from avrl.torchvision_ops import timm
 
     argument = name.removeprefix("timm:")
-    config = timm.get_pretrained_cfg(argument)
+    try:
+        config = timm.get_pretrained_cfg(argument)
+    except RuntimeError as error:  # a model that it has, with a tag of weights that it has not
+        tags = ", ".join(timm.list_pretrained(f"{argument.partition('.')[0]}.*"))
+        raise ConfigError(f"timm has no weights {argument!r}", f"known: {tags or 'none of that model'}") from error
     if config is None:
         raise ConfigError(f"timm has no model {argument!r}", "see timm.list_models(pretrained=True)")
     files = (config.hf_hub_filename,) if config.hf_hub_filename else Known.files
