@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 
 from avrl.comparison import EVERY, FLOOR, ROW, UNSEEN, WHOLE
+from avrl.encoders.pins import network
 from avrl.intervals import N_RESAMPLES, Interval, Sums, interval, r2, weights
 from avrl.tables import LABEL, NOT_MEASURED, UNDEFINED, Column, Table, cell, wide
 from avrl.words import say
@@ -117,8 +118,8 @@ def _opponents(row: Row, rows: list[Row]) -> Iterator[tuple[str, Row | None, str
     """What a row is measured against: (kind of opponent, its row, why there is none)."""
     if row["init"] not in ("trained", "pretrained"):
         return
-    same = ("encoder", "readout", "pairing", "dims")
-    twins = [one for one in rows if one["init"] == "random" and all(one[name] == row[name] for name in same)]
+    same = {"encoder": network(row["encoder"]), **{name: row[name] for name in ("readout", "pairing", "dims")}}
+    twins = [one for one in rows if one["init"] == "random" and same.items() <= one.items()]
     own = [one for one in twins if one["checkpoint"] == row["checkpoint"]] or twins
     if row["init"] == "trained" or own:
         yield (
@@ -134,8 +135,9 @@ def _opponents(row: Row, rows: list[Row]) -> Iterator[tuple[str, Row | None, str
 
 
 def best_outside(rows: list[Row]) -> Row | None:
-    """The outside row of highest headline R2 over all test tasks."""
-    known = [one for one in rows if one["init"] == "pretrained" and one["value"] is not None]
+    """The outside row of highest headline R2 over all test tasks, with published weights."""
+    outside = [one for one in rows if one["init"] == "pretrained" and one["encoder"] == network(one["encoder"])]
+    known = [one for one in outside if one["value"] is not None]
     return max(known, key=lambda one: (one["value"], one["label"]), default=None)
 
 

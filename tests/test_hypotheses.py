@@ -14,7 +14,7 @@ from avrl.effects import FAIL, NOT_COMPARABLE, PASS, UNDECIDED, judged
 from avrl.hypotheses import judge, tally
 from avrl.leaders import BEST, BETTER, TIED, WORSE, marked, winners
 from avrl.tables import NOT_MEASURED, main
-from avrl.verdicts import Paired
+from avrl.verdicts import ABOVE, OUTSIDE, TWIN, Paired, differences
 
 ACTIONS, CONVERGE, PARTS = "Actions are told", "The three models", "Two-Stream is better"
 OURS = Row(encoder="two-stream", checkpoint="c", noise=0.4)
@@ -63,6 +63,25 @@ def test_of_an_outside_encoder_the_best_row_speaks_whatever_its_size(cache):
     row = table.numbers.filter(who="two-stream - R3M").row(0, named=True)
     assert row["verdict"] == FAIL
     assert "r3m · cls, concat" in row["effect"]
+
+
+def test_other_weights_are_no_reference_and_have_the_twin_of_their_network(cache):
+    """DINOv2 with a file of one's own, the published one nowhere: nothing is measured against DINOv2."""
+    own = Row(encoder="dinov2 (weights 1a2b3c4d)", init="pretrained", pairing="concat", noise=0.1)
+    small = replace(own, encoder="dinov2-s (weights 99999999)")
+    twin = replace(own, encoder="dinov2", init="random", noise=1.5)
+    (compare,) = compares(cache, OURS, own, small, twin)
+    rows = found(judge([compare], []), ACTIONS)
+    assert rows["DINOv2"] == NOT_MEASURED
+    table = differences(compare)
+    of = {(one["name"], one["against"]): one for one in table.numbers.filter(split="val").to_dicts()}
+    assert of[own.encoder, TWIN]["verdict"] == ABOVE
+    assert of["two-stream", OUTSIDE]["note"] == "no outside encoder"
+    assert dict.fromkeys(compare.protocol.scores["name"]) == dict.fromkeys(
+        ["two-stream", own.encoder, "dinov2", small.encoder]
+    )  # a twin beside whom it is the twin of
+    (compare,) = compares(cache, OURS, own, twin, replace(own, encoder="dinov2", noise=1.2))
+    assert found(judge([compare], []), ACTIONS)["two-stream - DINOv2"] == PASS
 
 
 def test_an_ablation_is_compared_with_the_whole_of_the_same_budget(cache):
