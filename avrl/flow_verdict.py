@@ -14,6 +14,7 @@ import polars as pl
 from avrl.comparison import ROW, Protocol
 from avrl.effects import FAIL, NOT_COMPARABLE, PASS, UNDECIDED
 from avrl.intervals import interval, weights
+from avrl.outcome import numbers
 from avrl.tables import LABEL, NOT_MEASURED, Table
 from avrl.words import say
 
@@ -91,9 +92,9 @@ def _compared(
     drawn = weights(len(one[0]), resamples)
     value = 100 * (1 - one[2].sum() / other[2].sum())  # the same places: their number cancels
     given = interval(np.array(value), 100 * (1 - (drawn @ one[2]) / (drawn @ other[2])), len(one[0]))
-    low, high = float(given.low), float(given.high)
-    verdict = PASS if low >= PERCENT else FAIL if high < PERCENT else UNDECIDED
-    return {"verdict": verdict, "percent_below": float(value), "low": low, "high": high}
+    verdict = PASS if given.low >= PERCENT else FAIL if given.high < PERCENT else UNDECIDED
+    ends = numbers(given)  # without an interval, None: undecided
+    return {"verdict": verdict, "percent_below": ends.pop("value"), **ends}
 
 
 def _said(row: dict[str, Any], begin: str) -> str:
@@ -102,4 +103,5 @@ def _said(row: dict[str, Any], begin: str) -> str:
         return say("not comparable: several {reference}", reference=REFERENCE)
     if value is None:
         return say("not measured: no {reference} as published on these pairs", reference=REFERENCE)
-    return f"{value:+.1f}% [{low:+.1f}, {high:+.1f}] {say(row[begin + 'verdict'])}"
+    shown = f"{value:+.1f}%" + ("" if low is None else f" [{low:+.1f}, {high:+.1f}]")
+    return f"{shown} {say(row[begin + 'verdict'])}"

@@ -169,7 +169,7 @@ def _ordered(compares: Sequence[Paired]) -> Iterator[tuple[str, Effect]]:
             pl.col("encoder").is_in(MODELS), init="trained", group="order", metric="accuracy", split=WHOLE
         )
         for row in rows.filter(dimension="order").iter_rows(named=True):
-            if row["low"] is None:
+            if row["value"] is None:
                 yield row["name"] + gap, Effect(NOT_MEASURED, row["note"])
             else:
                 ends = (row["value"], row["low"], row["high"])

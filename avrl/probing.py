@@ -24,6 +24,7 @@ from avrl.errors import ConfigError
 from avrl.outcome import RANK_ROWS, WHOLE, Test, effective_rank
 from avrl.probes import attentive
 from avrl.probes.ridge import fits
+from avrl.ridge import ALPHAS
 from avrl.splits import ALL, SEEN, UNSEEN
 from avrl.vectors import Vectors, offers, places
 
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PROTOCOL = 4  # bump when numbers of the same samples would change
+FAR = 3  # half ranges of training from their middle
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,17 @@ class Floor:
     def blocks(self, index_M: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """See `Inputs`."""
         yield index_M, self.z_ND[index_M]
+
+    def evened(self, train_N: np.ndarray) -> Floor:
+        """Each column by its spread in training, for each has a unit of its own: m, rad, a gripper from 0 to 1000.
+
+        The ridge's cap on magnifying is for features of one unit, and would silence the metres. What that cap is for, a
+        column that is all but still in training and moves in test, is kept within `FAR` times what training shows.
+        """
+        known = self.z_ND[train_N]
+        low, high = known.min(0), known.max(0)
+        middle, reach, std = (low + high) / 2, FAR * (high - low) / 2, known.std(0)
+        return replace(self, z_ND=np.clip(self.z_ND, middle - reach, middle + reach) / np.where(high > low, std, 1))
 
 
 def score(out: File, who: Who, task: Task, given: Given) -> dict[str, Any]:
@@ -111,7 +124,7 @@ def score(out: File, who: Who, task: Task, given: Given) -> dict[str, Any]:
     if not facts:
         raise ConfigError(
             f"{given.frames}: two training episodes and a held-out one with frames {task.gap} apart are needed",
-            "try a smaller --gap, or prep a copy with train and val",
+            "try a smaller --gap, or prep more episodes, of training and held out",
         )
     pl.DataFrame(scores, infer_schema_length=None).write_parquet(out / "scores.parquet")
     pl.concat(sums).write_parquet(out / "episodes.parquet")
@@ -194,6 +207,7 @@ def _judge(
     vectors: Inputs, target: Target, parts: Split, episodes: pl.DataFrame, task: Task
 ) -> tuple[list[dict[str, Any]], Test]:
     """All rows of one readout, and the test of what was trained on everything."""
+    vectors = vectors.evened(parts.train_N) if isinstance(vectors, Floor) else vectors
     fitted = list(fits(vectors, target.y_NK, parts, episodes, task.seed))
     tried, some_z = predictions(vectors, parts, fitted)
     draws = (task.resamples, task.seed)
@@ -202,9 +216,13 @@ def _judge(
     for name, one in tried.items():
         rows += tests[name].rows(np.exp(np.mean(np.log(one.alphas), 0)), name, apart=name == ALL)
     whole = tests[ALL]
+    least = [name for name, alpha in zip(target.dimensions, tried[ALL].alphas[0], strict=True) if alpha == ALPHAS[0]]
+    note = (
+        f"{vectors.readout}: strength {ALPHAS[0]:g}, the smallest of its grid, for {', '.join(least)}" if least else ""
+    )
     shared = {"train": ALL, "split": WHOLE, "alpha": None, "note": "", **whole.counts()}
     rank = {"group": "features", "dimension": "all", "metric": "effective-rank", "low": None, "high": None}
-    rows.append({**shared, **rank, "value": effective_rank(some_z)})
+    rows.append({**shared, **rank, "value": effective_rank(some_z), "note": note})
     for group in target.groups:
         if UNSEEN in tests and group not in target.binary:
             row = {"group": group, "dimension": "mean", "metric": "r2", "train": f"{SEEN} minus {UNSEEN}"}

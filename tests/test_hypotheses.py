@@ -1,16 +1,20 @@
 """Verdicts on hypotheses, and who wins on what: each can come out either way, or says why it is not known."""
 
+import re
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import polars as pl
 import pytest
 from scored import FLOORS, Row, Training, demo, score, train
 
+from avrl import contrast, drawing, pictures, typeset
 from avrl.budgets import encoders, unlike
 from avrl.cache import Cache
-from avrl.comparison import comparable, read
+from avrl.comparison import Protocol, comparable, read
 from avrl.effects import FAIL, NOT_COMPARABLE, PASS, UNDECIDED, judged
+from avrl.flow_verdict import percent_below
 from avrl.hypotheses import judge, tally
 from avrl.leaders import BEST, BETTER, TIED, WORSE, marked, winners
 from avrl.tables import NOT_MEASURED, main
@@ -160,3 +164,47 @@ def test_budgets_that_differ_are_warned_of_and_priced(cache):
     assert row["gpu_hours"] == pytest.approx(90_000 / 10 * 4 / 3600)
     assert row["dollars"] == pytest.approx(1.5 * row["gpu_hours"])
     assert table.view.filter(encoder="efficientnet-lite0")["GPU hours"].to_list() == ["not known"]
+
+
+@pytest.mark.parametrize("ends", [(0.95, 0.95, 0.95), (0.2, None, None), (0.2, float("nan"), float("nan"))])
+def test_nothing_is_decided_without_an_interval(ends):
+    """One test episode had an interval of no width, and passed or failed by it."""
+    for wanted in (0.0, 0.5):
+        one = judged("R²", ends, 1, wanted)
+        assert (one.verdict, one.ends) == (UNDECIDED, (ends[0], None, None))
+        assert "2 test episodes" in one.decides
+        assert one.as_row()["effect"] == f"{ends[0]:+.3f} R²"
+
+
+def test_a_report_of_one_test_episode_decides_nothing_and_shows_no_nan(cache, tmp_path, monkeypatch):
+    monkeypatch.setattr("scored.N_EPISODES", 1)
+    monkeypatch.setattr("scored.SEEN", np.array([False]))
+    outside = Row(encoder="dinov2", init="pretrained", pairing="concat", noise=1.2)
+    every = [replace(OURS, encoder=one, readouts=("cls",)) for one in ("two-stream", "videomae")]
+    (compare,) = compares(cache, *every, replace(OURS, init="random", noise=0.9), outside, *FLOORS)
+    tables = [marked(main(compare.protocol), compare), differences(compare), judge([compare], []), winners([compare])]
+    beside = Cache(tmp_path / "other")
+    score(beside, replace(OURS, noise=0.1))
+    one, other = (contrast.side(cache, str(there.root)) for there in (cache, beside))
+    tables.append(contrast.contrast(one, other, 100, every=True).table)
+    texts = [typeset.markdown(one) + typeset.latex(one) + one.numbers.write_csv() for one in tables]
+    assert not [text for text in texts if re.search(r"\b(nan|NaN)\b", text)]
+    scores, apart, verdicts, won, contrasted = (one.numbers for one in tables)
+    assert set(scores["position_mean_r2_val_mark"]) == {""}
+    assert set(apart["verdict"]) == {NOT_MEASURED}
+    assert "one test episode" in apart["note"].to_list()
+    assert not set(verdicts["verdict"]) & {PASS, FAIL}
+    assert won["beside_floor"][0] == UNDECIDED
+    assert set(contrasted["verdict"]) == {contrast.ALONE}
+    assert drawing.svg(pictures.forest(compare.protocol)).count("NaN") == 0
+
+
+def test_flow_of_one_test_episode_is_undecided():
+    ident = {"checkpoint": "", "readout": "cls", "pairing": "pair", "scores": "s"}
+    rows = [{"encoder": "two-stream", "init": "trained"}, {"encoder": "dinov2", "init": "pretrained"}]
+    scores = pl.DataFrame([{**ident, **one, "metric": "epe", "kind": "", "label": one["encoder"]} for one in rows])
+    sums = [{**ident, **one, "sum_y": 4.0 + at} for at, one in enumerate(rows)]
+    sums = [{**one, "dimension": kind, "episode_index": 0, "n": 9.0} for one in sums for kind in ("all", "residual")]
+    table = percent_below(Protocol("f", "flow", "", "", scores, scores.clear(), pl.DataFrame(sums)), 50)
+    assert table.view.row(0)[2:] == ("+20.0% undecided",) * 2
+    assert table.numbers.select("verdict", "low", "high").row(0) == (UNDECIDED, None, None)
