@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PROTOCOL = 4  # bump when numbers of the same samples would change
+PROTOCOL = 5  # bump when numbers of the same samples would change
 FAR = 3  # half ranges of training from their middle
 
 

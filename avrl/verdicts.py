@@ -192,7 +192,7 @@ class Comparison:
         count = len(one.n)
         found = interval(one.value - two.value, one.drawn - two.drawn, count)
         if count < FEWEST:
-            return Measured(None, count, "one test episode")
+            return Measured(None, count, "too few test episodes")
         if not np.isfinite(found).all():
             return Measured(None, count, UNDEFINED)
         return Measured(found, count, "")

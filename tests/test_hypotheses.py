@@ -16,6 +16,7 @@ from avrl.comparison import Protocol, comparable, read
 from avrl.effects import FAIL, NOT_COMPARABLE, PASS, UNDECIDED, judged
 from avrl.flow_verdict import percent_below
 from avrl.hypotheses import judge, tally
+from avrl.intervals import FEWEST
 from avrl.leaders import BEST, BETTER, TIED, WORSE, marked, winners
 from avrl.tables import NOT_MEASURED, main
 from avrl.verdicts import ABOVE, OUTSIDE, TWIN, Paired, differences
@@ -172,7 +173,7 @@ def test_nothing_is_decided_without_an_interval(ends):
     for wanted in (0.0, 0.5):
         one = judged("R²", ends, 1, wanted)
         assert (one.verdict, one.ends) == (UNDECIDED, (ends[0], None, None))
-        assert "2 test episodes" in one.decides
+        assert f"{FEWEST} test episodes" in one.decides
         assert one.as_row()["effect"] == f"{ends[0]:+.3f} R²"
 
 
@@ -192,7 +193,7 @@ def test_a_report_of_one_test_episode_decides_nothing_and_shows_no_nan(cache, tm
     scores, apart, verdicts, won, contrasted = (one.numbers for one in tables)
     assert set(scores["position_mean_r2_val_mark"]) == {""}
     assert set(apart["verdict"]) == {NOT_MEASURED}
-    assert "one test episode" in apart["note"].to_list()
+    assert "too few test episodes" in apart["note"].to_list()
     assert not set(verdicts["verdict"]) & {PASS, FAIL}
     assert won["beside_floor"][0] == UNDECIDED
     assert set(contrasted["verdict"]) == {contrast.ALONE}

@@ -5,6 +5,7 @@ import polars as pl
 import pytest
 
 from avrl import intervals
+from avrl.intervals import FEWEST
 from avrl.labels import Target
 from avrl.outcome import Test as Outcome
 from avrl.splits import Split
@@ -30,7 +31,7 @@ def rows(unseen, still=0, error=0.02):
     return {(row["split"], row["dimension"], row["metric"]): row for row in made.rows(None, "all", apart=True)}
 
 
-@pytest.mark.parametrize("unseen", [2, 3])
+@pytest.mark.parametrize("unseen", [5, 6])
 def test_a_resample_without_an_episode_of_new_tasks_counts_for_nothing(unseen):
     """It counted as no right answer and as no error: accuracy 1 [0, 1], NMSE .0005 [0, .0005]."""
     found = rows(unseen)
@@ -40,7 +41,7 @@ def test_a_resample_without_an_episode_of_new_tasks_counts_for_nothing(unseen):
         row = found["val-unseen", dimension, metric]
         assert 0 < row["value"] / 2 < row["low"] < row["value"] < row["high"] < 1
     r2, nmse = found["val-unseen", "mean", "r2"], found["val-unseen", "mean", "nmse"]
-    assert [nmse["low"], nmse["high"]] == pytest.approx([1 - r2["high"], 1 - r2["low"]], rel=0.05)
+    assert [nmse["low"], nmse["high"]] == pytest.approx([1 - r2["high"], 1 - r2["low"]], rel=0.2)
 
 
 def test_a_resample_in_which_nothing_moves_has_no_nmse():
@@ -49,11 +50,12 @@ def test_a_resample_in_which_nothing_moves_has_no_nmse():
     assert row["low"] < row["value"] < row["high"] < 100
 
 
-def test_of_one_episode_there_is_a_value_and_no_interval():
-    """All its resamples are the same: it had an interval of no width, which decided everything."""
-    found = [row for (split, *_), row in rows(1).items() if split == "val-unseen"]
+@pytest.mark.parametrize("unseen", [1, FEWEST - 1])
+def test_of_a_few_episodes_there_is_a_value_and_no_interval(unseen):
+    """All resamples of one are the same: it had an interval of no width, which decided everything."""
+    found = [row for (split, *_), row in rows(unseen).items() if split == "val-unseen"]
     assert {row["metric"] for row in found} == {"r2", "nmse", "bin-accuracy", "accuracy", "auc"}
-    assert {(row["episodes_test"], row["low"], row["high"]) for row in found} == {(1, None, None)}
+    assert {(row["episodes_test"], row["low"], row["high"]) for row in found} == {(unseen, None, None)}
     assert all(row["value"] is not None for row in found)
 
 

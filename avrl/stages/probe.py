@@ -144,7 +144,7 @@ def _terms(config: ScoresConfig, inputs: Inputs) -> str:
 LABELS = Stage("labels", 3, LabelsConfig, lambda config, inputs: inputs["raw"].ref.rsplit("-", 1)[0], _build_labels)
 SCORES = Stage(
     "scores",
-    6,
+    7,
     ScoresConfig,
     lambda config, inputs: "-".join(
         filter(None, (config.probe, called(config), config.target, config.solver.removeprefix("ridge")))
