@@ -50,6 +50,8 @@ def explain(error: BaseException) -> tuple[int, str]:
         return USAGE, f"{error.filename}: {error.strerror}; name a folder of your own with --cache DIR"
     if isinstance(error, ModuleNotFoundError):
         return 11, f"the Python package {error.name!r} is not installed; try: pip install {error.name}"
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for this
+        return USAGE, f"the GPU's memory is too small: {' '.join(str(error).split())[:120]}; lower --batch-size"
     # Typer vendors its own click, so its usage errors are known by their method, not by an import.
     message = getattr(error, "format_message", None)
     if message is not None:

@@ -332,6 +332,7 @@ CODES = {
     errors.MissingError("x"): 11,
     ModuleNotFoundError("x", name="zarr"): 11,
     PermissionError(13, "Permission denied", "x"): 2,
+    type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory.\nTried"): 2,
     KeyboardInterrupt(): 130,
     SystemExit(143): 143,
     ZeroDivisionError("x"): 1,
