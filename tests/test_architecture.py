@@ -26,6 +26,7 @@ LAYERS = {
     "command line": """
         avrl_cli avrl_cli.app avrl_cli.errors avrl_cli.options avrl_cli.output
         avrl_cli.fetch avrl_cli.prep avrl_cli.pretrain avrl_cli.probe avrl_cli.report avrl_cli.holdings avrl_cli.why
+        avrl_cli.advice avrl_cli.entries
     """,
     "stages": """
         avrl.stages avrl.stages.features avrl.stages.flow avrl.stages.fetch avrl.stages.prep avrl.stages.pretrain
