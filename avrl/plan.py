@@ -95,7 +95,7 @@ def estimate(
     job.scratch.mkdir(parents=True, exist_ok=True)
     there = source(job.source).survey(job.raw)[0]
     if not there:
-        raise IntegrityError(f"{job.raw} has no usable episode", "look at what was dropped, or fetch again")
+        raise IntegrityError(f"{job.raw} has no usable episode", "fetch it again")
     episodes = [one for one in there if share.has(one) and one.episode_index not in done]
     if not episodes:
         return Plan(0, 0, 0, 0.0, 0.0, 0, 0)
@@ -112,7 +112,7 @@ def estimate(
         if not plan.frames:
             records = [load(path) or {} for path in sorted(job.scratch.glob("0*.json"))]
             why = next((one["dropped"]["reason"] for one in records if "dropped" in one), "")
-            raise IntegrityError(f"{job.raw}: of {plan.sampled} episodes none decodes: {why}", "mend that first")
+            raise IntegrityError(f"{job.raw}: of {plan.sampled} episodes none decodes: {why}", "fetch it again")
         if plan.error <= ERROR or wanted >= min(len(episodes), MOST):
             return plan
         wanted = min(len(episodes), MOST, 2 * wanted)

@@ -12,6 +12,7 @@ import fcntl
 import importlib.metadata
 import logging
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -103,7 +104,8 @@ def run(stage: Stage, config: object, inputs: Inputs, cache: Cache, *, wait_s: f
             if not (partial / MANIFEST).is_file():  # else an earlier run was killed between sealing and publishing
                 seal(partial, _build(stage, config, inputs, partial))
             return publish(partial, final), False
-    except AvrlError:
+    except AvrlError as error:
+        send_back(error, inputs, cache)
         raise
     except Exception as error:
         found = cache.find(stage.name, key) if isinstance(error, FileNotFoundError) else None
@@ -115,6 +117,13 @@ def run(stage: Stage, config: object, inputs: Inputs, cache: Cache, *, wait_s: f
             f"no space left while making {slug} in {cache.root}",
             "free some and run the same command: it goes on from here",
         ) from error
+
+
+def send_back(error: AvrlError, inputs: Inputs, cache: Cache) -> None:
+    """Where raw data are to be fetched again, have an error name the folder that a fetch takes for done till then."""
+    raw = inputs.get("raw")
+    if raw and raw.root.parent.parent == cache.root and error.next_step.startswith("fetch "):
+        error.next_step = f"rm -r {shlex.quote(str(raw.root))} and {error.next_step}"
 
 
 def _build(stage: Stage, config: object, inputs: Inputs, partial: Path) -> Manifest:

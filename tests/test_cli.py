@@ -239,6 +239,12 @@ def test_completion_knows_verbs_options_and_choices(tmp_path, words, found):
         ("prep --image-size", "Option '--image-size' requires an argument; see: avrl --help"),
         ("pretrain videomae --lr nan", "lr=nan is not a finite number"),
         ("prep --image-size 17", "--image-size 17 is not a multiple of 16 px; try 224"),
+        ("prep --workers -2", "--workers -2 is less than 0"),
+        ("prep --price -1", "--price -1.0 is less than 0"),
+        ("prep --fps -1", "--fps -1.0 is less than 0"),
+        ("fetch --price -1", "--price -1.0 is less than 0"),
+        ("report --price -1", "--price -1.0 is less than 0"),
+        ("report --resamples 9", "--resamples 9 is too few .*; use at least 100"),
         ("prep --on-error maybe", "Invalid value for '--on-error': .*'fail', 'drop'; see: avrl prep --help"),
         ("prep nope", "no source named 'nope'; known: egodex, bridge, lerobot, sample"),
         ("fetch nope", "no source named 'nope'; known: egodex, bridge, lerobot, sample"),
@@ -658,6 +664,29 @@ def test_a_garbled_zip(inside, tmp_path):
     said = inside("fetch", "-q", "--from", "copy")
     assert said.code == 8
     assert "part1.zip is cut short or damaged" in one_line(said.err)
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_a_damaged_zip_of_the_cache_is_fetched_again_once_its_folder_is_gone(inside, more):
+    """Until then `avrl fetch` has nothing to do."""
+    assert inside("fetch", "sample", "-q").code == 0
+    (path,) = Path("cache/raw").glob("egodex-*/sample.zip")
+    path.unlink()
+    path.touch()
+    said = inside("prep", "sample", *more)
+    command, _, rest = one_line(said.err).rpartition("; ")[0].rpartition("; ")[2].partition(" and ")
+    assert (said.code, command, rest) == (8, f"rm -r {path.parent}", "fetch it again")
+    subprocess.run(command, shell=True, check=True)
+    assert inside("fetch", "sample", "-q").code == 0
+    assert path.stat().st_size
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_a_rate_that_does_not_divide_is_a_slip_and_no_damage(inside, more):
+    assert inside("fetch", "sample", "-q").code == 0
+    said = inside("prep", "sample", "--fps", "7", "--workers", "1", *more)
+    assert said.code == 2
+    assert one_line(said.err).endswith(" has 30 frames per second, of which 7 is no whole part; try --fps 7.5")
 
 
 def test_the_library_needs_no_command_line():

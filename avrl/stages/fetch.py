@@ -16,7 +16,7 @@ from urllib.parse import quote
 from avrl.addresses import origin_of, require_bucket
 from avrl.artifact import SCRATCH
 from avrl.cache import Cache, hours, size
-from avrl.config import Opt
+from avrl.config import AT_LEAST_0, AT_LEAST_1, Opt, require_ranges
 from avrl.errors import ConfigError, IntegrityError
 from avrl.locks import accept, sums_of
 from avrl.sources import SAMPLE, source
@@ -65,10 +65,7 @@ def settled(config: FetchConfig) -> FetchConfig:
     origin = origin_of(config.origin)
     if "sample" in parts and not origin:
         raise ConfigError("the sample is bundled, not published", "type: avrl fetch sample")
-    if config.workers < 1:
-        raise ConfigError(f"workers must be at least 1, got {config.workers}")
-    if config.episodes < 0:
-        raise ConfigError(f"--episodes {config.episodes} is less than none")
+    require_ranges(config, {"workers": AT_LEAST_1, "episodes": AT_LEAST_0, "price": AT_LEAST_0})
     if config.stream and (origin.startswith("/") or origin == "sample"):
         raise ConfigError(f"{origin} is on this disk: nothing has to be streamed", "leave --stream out")
     if config.mirror:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from avrl.config import Opt
+from avrl.config import AT_LEAST_0, Opt, require_ranges
 from avrl.errors import ConfigError
 from avrl.stage import Built, Inputs, Stage
 
@@ -34,9 +34,8 @@ class ReportConfig:
 
     def __post_init__(self) -> None:
         if self.resamples < 100:
-            raise ConfigError(f"resamples={self.resamples} is too few for a 95% interval", "use at least 100")
-        if self.price < 0:
-            raise ConfigError(f"price={self.price} is less than nothing")
+            raise ConfigError(f"--resamples {self.resamples} is too few for a 95% interval", "use at least 100")
+        require_ranges(self, {"price": AT_LEAST_0})
 
 
 def inputs(
