@@ -81,10 +81,10 @@ class Cache:
             return fits[0]
         if not fits:
             named = f"no {what} named {ref!r}" if ref else f"no {what}"
-            raise NotFoundError(f"{named} in {self.root}", f"make it with: {make}" if make else "")
+            raise NotFoundError(f"{named} in {self.root.absolute()}", f"make it with: {make}" if make else "")
         names = ", ".join(one.ref for one in fits)
         raise NotFoundError(
-            f"{len(fits)} {what} fit in {self.root}: {names}",
+            f"{len(fits)} {what} fit in {self.root.absolute()}: {names}",
             f"name one with: {option} {fits[0].ref}" if option else "name one of them",
         )
 
@@ -117,6 +117,11 @@ def size(n_bytes: float) -> str:
             return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
         n_bytes /= 1000
     return f"{n_bytes:.2f} TB"
+
+
+def counted(n: int, what: str) -> str:
+    """So many of something: ``1 file``, ``2,000 files``."""
+    return f"{n:,} {what}{'s' * (n != 1)}"
 
 
 def hours(seconds: float) -> str:

@@ -10,6 +10,7 @@ import typer
 from avrl.cache import size
 from avrl.errors import ConfigError
 from avrl.locks import hold_to, sums_of
+from avrl.sources import SOURCES
 from avrl.stages.fetch import STAGE, FetchConfig, expect, licence, settled
 from avrl.stages.flow import RAFT, weights_of
 from avrl_cli.options import verb
@@ -41,6 +42,8 @@ def command(
 
     avrl fetch --part 1,test | avrl fetch bridge | avrl fetch --from DIR_OR_URL | avrl fetch sample
     """
+    if source not in ("", *SOURCES, "sample", "encoders"):
+        raise ConfigError(f"no source named {source!r}", f"known: {', '.join(SOURCES)}, sample, encoders")
     if (source == "encoders") != bool(encoder):
         raise ConfigError("encoders and --encoder go together", "type: avrl fetch encoders --encoder dinov2")
     if encoder:

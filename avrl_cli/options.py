@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from avrl.artifact import MANIFEST, load
 from avrl.config import Field, fields_of, from_json, parse
@@ -46,6 +47,27 @@ LIKE = Annotated[
     Path | None,
     typer.Option(help="Take unnamed options from this artifact's manifest", rich_help_panel=HOUSE),
 ]
+
+
+class _Named:
+    """Mixed into commands: an error of their words names them, so that its line can name their help page."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """See `typer.core`; an option without its value raises an error that knows no context."""
+        try:
+            return super().parse_args(ctx, args)  # type: ignore[misc,no-any-return]
+        except Exception as error:
+            if getattr(error, "ctx", ctx) is None:
+                error.ctx = ctx  # type: ignore[attr-defined]
+            raise
+
+
+class Command(_Named, TyperCommand):
+    """A verb."""
+
+
+class Group(_Named, TyperGroup):
+    """``avrl`` itself, or a verb with another below it."""
 
 
 def verb(config: type[Any] | None) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -93,12 +115,13 @@ def verb(config: type[Any] | None) -> Callable[[Callable[..., None]], Callable[.
 
 def _require_behind(ctx: typer.Context, word: str) -> None:
     """Refuse options before the word of a second verb, which they would not reach."""
+    known = {flag for one in ctx.command.commands[word].params for flag in one.opts}  # type: ignore[attr-defined]
     for one in ctx.command.params:
         if ctx.get_parameter_source(str(one.name)).name == "COMMANDLINE":  # type: ignore[union-attr]
-            flag = one.opts[0]
-            raise ConfigError(
-                f"{flag} stands before {word!r} and would not reach it", f"type: {ctx.command_path} {word} {flag}"
-            )
+            flag, value = one.opts[0], ctx.params[str(one.name)]
+            typed = flag if value is True else f"{flag} {value}"
+            step = f"type: {ctx.command_path} {word} {typed}" if flag in known else f"leave it out: {word} has none"
+            raise ConfigError(f"{flag} stands before {word!r} and would not reach it", step)
 
 
 def _saved(like: Path, config: type[Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from avrl.errors import ConfigError, NotFoundError
 from avrl.stages.report import PAGE, STAGE, SUMMARY, ReportConfig, inputs, only
 from avrl.words import speaking
 from avrl_cli import holdings
-from avrl_cli.options import listed, verb
+from avrl_cli.options import Command, Group, listed, verb
 from avrl_cli.output import Session
 from avrl_cli.why import explain
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from avrl.artifact import Artifact
 
 NAME = "report"
-app = typer.Typer(invoke_without_command=True)
+app = typer.Typer(cls=Group, invoke_without_command=True)
 
 Format = Literal["html", "md", "csv", "tex", "json"]
 
@@ -62,7 +62,9 @@ def command(
         return
     scores = session.store.artifacts("scores")
     if not scores:
-        raise NotFoundError(f"no scores in {session.cache}", "make some with: avrl probe bridge --encoder dinov2")
+        raise NotFoundError(
+            f"no scores in {session.cache.absolute()}", "make some with: avrl probe bridge --encoder dinov2"
+        )
     scores = only(scores, listed(some or []))
     if why is not None:
         explain(session, scores, why)
@@ -115,4 +117,4 @@ def _contrast(session: Session, config: ReportConfig, compare: tuple[str, str], 
         session.tell(numbers.write_csv().removesuffix("\n") if form == "csv" else numbers.write_json())
 
 
-app.command(holdings.NAME)(holdings.command)
+app.command(holdings.NAME, cls=Command)(holdings.command)

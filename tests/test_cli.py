@@ -236,7 +236,17 @@ def test_completion_knows_verbs_options_and_choices(tmp_path, words, found):
         ("prep --nope", "No such option: --nope .*; see: avrl prep --help"),
         ("prep --image-siz 3", "No such option: --image-siz .*--image-size.*; see: avrl prep --help"),
         ("prep --image-size big", "Invalid value for '--image-size': .*; see: avrl prep --help"),
-        ("prep --image-size", "Option '--image-size' requires an argument; see: avrl --help"),
+        ("prep --image-size", "Option '--image-size' requires an argument; see: avrl prep --help"),
+        ("fetch --part", "Option '--part' requires an argument; see: avrl fetch --help"),
+        ("probe bridge --encoder", "Option '--encoder' requires an argument; see: avrl probe --help"),
+        ("pretrain two-stream --epochs", "Option '--epochs' requires an argument; see: avrl pretrain --help"),
+        ("report --only", "Option '--only' requires an argument; see: avrl report --help"),
+        ("report cache --cache", "Option '--cache' requires an argument; see: avrl report cache --help"),
+        (
+            "report --only bridge cache",
+            "--only stands before 'cache' and would not reach it; leave it out: cache has none",
+        ),
+        ("report --cache x cache", "--cache stands before .*; type: avrl report cache --cache x"),
         ("pretrain videomae --lr nan", "lr=nan is not a finite number"),
         ("prep --image-size 17", "--image-size 17 is not a multiple of 16 px; try 224"),
         ("prep --workers -2", "--workers -2 is less than 0"),
@@ -246,8 +256,10 @@ def test_completion_knows_verbs_options_and_choices(tmp_path, words, found):
         ("report --price -1", "--price -1.0 is less than 0"),
         ("report --resamples 9", "--resamples 9 is too few .*; use at least 100"),
         ("prep --on-error maybe", "Invalid value for '--on-error': .*'fail', 'drop'; see: avrl prep --help"),
+        ("pretrain two-steam", "Invalid value for 'objective': 'two-steam' is .*. Did you mean 'two-stream'.; see: .*"),
+        ("probe bridge --on brigde", "Invalid value .*: 'brigde' is not one of 'egodex', .*mean 'bridge'.; see: .*"),
         ("prep nope", "no source named 'nope'; known: egodex, bridge, lerobot, sample"),
-        ("fetch nope", "no source named 'nope'; known: egodex, bridge, lerobot, sample"),
+        ("fetch nope", "no source named 'nope'; known: egodex, bridge, lerobot, sample, encoders"),
         ("fetch --part 9", "egodex has no part '9'; known: 1, 2, .*"),
         ("fetch encoders", "encoders and --encoder go together; type: avrl fetch encoders --encoder dinov2"),
         ("pretrain", "Missing argument 'objective'.*; see: avrl pretrain --help"),
@@ -627,6 +639,40 @@ def test_control_c(tmp_path):
     assert one_line(err) == "interrupted; the same command goes on from here"
     assert json.loads(out)["exit_code"] == 130
     assert list(tmp_path.glob("cache/frames/.partial-*/scratch/*.json"))
+
+
+EARLY = """if True:
+    import os, runpy, signal, sys
+
+    class Interrupt:
+        def __init__(self, at):
+            self.at = at
+
+        def find_spec(self, name, path=None, target=None):
+            if name == self.at:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    sys.meta_path.insert(0, Interrupt(sys.argv.pop(1)))
+    runpy.run_module("avrl_cli", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize("module", ["avrl_cli.app", "typer", "avrl.stages.fetch", "avrl_cli.report", "rich.console"])
+def test_control_c_while_the_modules_load(tmp_path, module):
+    command = [sys.executable, "-c", EARLY, module, "--help"]
+    done = subprocess.run(command, cwd=tmp_path, env=CLEAN, capture_output=True, encoding="utf-8")
+    assert done.returncode == 130
+    assert one_line(done.stderr) == "interrupted; the same command goes on from here"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_a_result_that_cannot_be_written_is_told(lab, more):
+    command = [sys.executable, "-m", "avrl_cli", *DONE, "-q", *more]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, cwd=lab[0], env=CLEAN, stdout=full, stderr=subprocess.PIPE, encoding="utf-8")
+    assert done.returncode == 6
+    assert re.fullmatch("no space left on device: what stdout .*", one_line(done.stderr))
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGUSR1], ids=["SIGTERM", "SIGUSR1"])

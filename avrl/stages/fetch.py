@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from avrl.addresses import origin_of, require_bucket
 from avrl.artifact import SCRATCH
-from avrl.cache import Cache, hours, size
+from avrl.cache import Cache, counted, hours, size
 from avrl.config import AT_LEAST_0, AT_LEAST_1, Opt, require_ranges
 from avrl.errors import ConfigError, IntegrityError
 from avrl.locks import accept, sums_of
@@ -97,19 +97,21 @@ def expect(config: FetchConfig, cache: Cache) -> str:
     place = _place(config)
     if _some(config) or config.stream:
         chosen = [one for members in _choice(config).values() for one in members]
-        told = f"{sum(one.filename.endswith('.mp4') for one in chosen)} clips, {size(_bytes(chosen))} to fetch"
+        told = (
+            f"{counted(sum(one.filename.endswith('.mp4') for one in chosen), 'clip')}, {size(_bytes(chosen))} to fetch"
+        )
         if not config.stream:
             partial = cache.partial(STAGE.name, _slug(config, {}), key)
             _require_room(config, chosen, cache, partial)
         kept = ", of which nothing is kept" if config.stream else ""
         return f"{told}{kept}: {_hours(_bytes(chosen), config.price)}"
     if place:
-        return f"{len(module.local_files(place, config.part))} files of {place} linked, nothing copied"
-    n_files = len(module.remote_files(config.part))
+        return f"{counted(len(module.local_files(place, config.part)), 'file')} of {place} linked, nothing copied"
+    files = counted(len(module.remote_files(config.part)), "file")
     if config.origin:
-        return f"{n_files} files; the mirror tells their sizes when asked"
+        return f"{files}; the mirror tells their sizes when asked"
     n_bytes = _require_space(config, cache, cache.partial(STAGE.name, _slug(config, {}), key))
-    return f"{n_files} files, {size(n_bytes)} to fetch: {_hours(n_bytes, config.price)}"
+    return f"{files}, {size(n_bytes)} to fetch: {_hours(n_bytes, config.price)}"
 
 
 def _hours(n_bytes: int, price: float) -> str:
