@@ -123,7 +123,7 @@ def test_what_was_decoded_to_know_is_not_decoded_again(cache, raw, monkeypatch):
 def test_where_nothing_decodes_there_is_no_plan(tmp_path):
     there = clips.egodex(tmp_path / "copy", {"a/0": (clips.episode(9)[0][:-400], clips.episode(9)[1])})
     (tmp_path / "scratch").mkdir()
-    with pytest.raises(IntegrityError, match=r"of 1 episodes none decodes: .* does not decode.*; fetch it again$"):
+    with pytest.raises(IntegrityError, match=r"of 1 episode none decodes: .* does not decode.*; fetch it again$"):
         plan.estimate(Job("egodex", there, tmp_path / "scratch", View(32), 90, drop=True), workers=1)
 
 

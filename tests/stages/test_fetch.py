@@ -306,7 +306,7 @@ def test_a_dry_run_tells_what_would_come_and_makes_nothing(avrl, cache, copy, mo
     assert "linked, nothing copied" in avrl("--from", str(copy), "--dry-run").stderr
     document = json.loads(avrl("bridge", "--from", "http://mirror.invalid/", "--dry-run", "--json").stdout)
     assert document["artifacts"][0]["slug"] == "bridge-train-val"
-    assert "1154 files" in document["artifacts"][0]["expect"]
+    assert "1,154 files" in document["artifacts"][0]["expect"]
     assert not cache.root.exists()
 
 
