@@ -61,7 +61,7 @@ class Cache:
 
         Args:
             stage: Noun of the folder to look in.
-            ref: A directory's name, the beginning of it, its key, or a path to it; empty means "the only one".
+            ref: A directory's name or what else `means` it, its key, or a path to it; empty means "the only one".
             where: Further condition on the artifact.
             what: What is looked for, in the user's words ("frames of egodex").
             make: Command that would make such an artifact, for the error line.
@@ -75,7 +75,7 @@ class Cache:
         if ref:
             name = ref.rstrip("/")
             exact = [one for one in fits if one.ref == name or one.root.resolve() == Path(name).resolve()]
-            begins = [one for one in fits if one.ref.startswith(name) or one.manifest.key.startswith(name)]
+            begins = [one for one in fits if means(name, one.ref) or one.manifest.key.startswith(name)]
             fits = exact or begins
         if len(fits) == 1:
             return fits[0]
@@ -108,6 +108,12 @@ class Cache:
                 f"{what} needs {size(needed)}, {self._disk()} has {size(free)} free",
                 "name a larger disk with --cache DIR",
             )
+
+
+def means(name: str, ref: str) -> bool:
+    """Whether a name means a reference: the whole of it, its beginning, or beginning@end, as reports write it."""
+    begin, _, end = name.partition("@")
+    return bool(begin) and ref.startswith(begin) and ref.endswith(end)
 
 
 def size(n_bytes: float) -> str:

@@ -44,9 +44,14 @@ COMMON: dict[str, tuple[Any, Any]] = {
     "debug": (Annotated[bool, typer.Option("--debug", help="Show tracebacks", rich_help_panel=HOUSE)], False),
 }
 LIKE = Annotated[
-    Path | None,
-    typer.Option(help="Take unnamed options from this artifact's manifest", rich_help_panel=HOUSE),
+    str | None,
+    typer.Option(
+        help="Take unnamed options from this artifact: its folder, or its name in the cache",
+        metavar="ARTIFACT",
+        rich_help_panel=HOUSE,
+    ),
 ]
+MADE = {"fetch": "raw", "prep": "frames", "pretrain": "checkpoints", "probe": "scores", "report": "tables"}  # by a verb
 
 
 class _Named:
@@ -90,7 +95,7 @@ def verb(config: type[Any] | None) -> Callable[[Callable[..., None]], Callable[.
                 session.close()
                 return
             like = given.pop("like")
-            values = _saved(like, config) if like else {}
+            values = _saved(like, config, session) if like else {}
             for field in fields:
                 value = given.pop(field.name)
                 if not like or ctx.get_parameter_source(field.name).name == "COMMANDLINE":  # type: ignore[union-attr]
@@ -124,11 +129,16 @@ def _require_behind(ctx: typer.Context, word: str) -> None:
             raise ConfigError(f"{flag} stands before {word!r} and would not reach it", step)
 
 
-def _saved(like: Path, config: type[Any]) -> dict[str, Any]:
+def _saved(like: str, config: type[Any], session: Session) -> dict[str, Any]:
     """The identity fields in the manifest of an artifact that this verb made; a scores artifact has one of the gaps."""
-    if not (like / MANIFEST).is_file():  # before `load`, which would have the user remove that folder
-        raise NotFoundError(f"--like {like}: no artifact is there", "name a folder that holds a manifest.json")
-    saved = load(like).manifest.config
+    if (Path(like) / MANIFEST).is_file():  # else `load` would have the user remove that folder
+        saved = load(Path(like)).manifest.config
+    else:
+        try:
+            saved = session.store.resolve(MADE[session.verb], like, option="--like").manifest.config
+        except NotFoundError as error:
+            error.next_step = error.next_step or "see what there is: avrl report cache"
+            raise
     wanted = [field for field in fields_of(config) if not field.opt.runtime]
     foreign = [field.name for field in wanted if field.name not in saved]
     if foreign:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -38,7 +39,9 @@ def command(
     ] = None,
     some: Annotated[
         list[str] | None,
-        typer.Option("--only", help="These probes, these encoders (and floors); with commas", show_default=False),
+        typer.Option(
+            "--only", help="These probes, these encoders or checkpoints (and floors); with commas", show_default=False
+        ),
     ] = None,
     form: Annotated[
         Format,
@@ -65,7 +68,9 @@ def command(
         raise NotFoundError(
             f"no scores in {session.cache.absolute()}", "make some with: avrl probe bridge --encoder dinov2"
         )
-    scores = only(scores, listed(some or []))
+    words = listed(some or [])
+    config = replace(config, probes=tuple(sorted({one.manifest.config["probe"] for one in scores} & {*words})))
+    scores = only(scores, words)
     if why is not None:
         explain(session, scores, why)
         return

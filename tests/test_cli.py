@@ -549,6 +549,18 @@ def test_like_takes_what_was_not_typed(inside, lab):
     assert "image_size: 32 -> 224; on_error: drop -> fail" in said.err
 
 
+def test_like_takes_a_name_of_the_cache(inside, lab):
+    place, _, done = lab
+    ref = Path(done.stdout.strip()).name
+    for name in (ref, ref[:-3], f"egodex-part1@{ref[-6:]}"):
+        assert inside("prep", "--like", name, "--dry-run", "--cache", place / "cache").err.startswith("hit ")
+    said = inside("prep", "--like", "nope", "--cache", place / "cache")
+    assert said.code == 3
+    assert one_line(said.err).endswith(
+        "no frames named 'nope' in " + f"{place / 'cache'}; see what there is: avrl report cache"
+    )
+
+
 def test_like_refuses_what_is_no_manifest_of_this_verb(inside, lab, tmp_path):
     place, fetched, _ = lab
     said = inside("prep", "--like", place / fetched.stdout.strip())
