@@ -61,7 +61,7 @@ class Cache:
 
         Args:
             stage: Noun of the folder to look in.
-            ref: A directory's name, the beginning of it, its key, or a path to it; empty means "the only one".
+            ref: A directory's name or what else `means` it, its key, or a path to it; empty means "the only one".
             where: Further condition on the artifact.
             what: What is looked for, in the user's words ("frames of egodex").
             make: Command that would make such an artifact, for the error line.
@@ -75,16 +75,16 @@ class Cache:
         if ref:
             name = ref.rstrip("/")
             exact = [one for one in fits if one.ref == name or one.root.resolve() == Path(name).resolve()]
-            begins = [one for one in fits if one.ref.startswith(name) or one.manifest.key.startswith(name)]
+            begins = [one for one in fits if means(name, one.ref) or one.manifest.key.startswith(name)]
             fits = exact or begins
         if len(fits) == 1:
             return fits[0]
         if not fits:
             named = f"no {what} named {ref!r}" if ref else f"no {what}"
-            raise NotFoundError(f"{named} in {self.root}", f"make it with: {make}" if make else "")
+            raise NotFoundError(f"{named} in {self.root.absolute()}", f"make it with: {make}" if make else "")
         names = ", ".join(one.ref for one in fits)
         raise NotFoundError(
-            f"{len(fits)} {what} fit in {self.root}: {names}",
+            f"{len(fits)} {what} fit in {self.root.absolute()}: {names}",
             f"name one with: {option} {fits[0].ref}" if option else "name one of them",
         )
 
@@ -110,6 +110,12 @@ class Cache:
             )
 
 
+def means(name: str, ref: str) -> bool:
+    """Whether a name means a reference: the whole of it, its beginning, or beginning@end, as reports write it."""
+    begin, _, end = name.partition("@")
+    return bool(begin) and ref.startswith(begin) and ref.endswith(end)
+
+
 def size(n_bytes: float) -> str:
     """Bytes in decimal units, as disks and download pages count: ``321.6 GB``."""
     for unit in ("B", "kB", "MB", "GB"):
@@ -117,6 +123,11 @@ def size(n_bytes: float) -> str:
             return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
         n_bytes /= 1000
     return f"{n_bytes:.2f} TB"
+
+
+def counted(n: int, what: str) -> str:
+    """So many of something: ``1 file``, ``2,000 files``."""
+    return f"{n:,} {what}{'s' * (n != 1)}"
 
 
 def hours(seconds: float) -> str:

@@ -12,13 +12,11 @@ import math
 import re
 import types
 import typing
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from avrl.errors import ConfigError
-
-if typing.TYPE_CHECKING:
-    from collections.abc import Mapping
 
 C = TypeVar("C")
 
@@ -73,6 +71,21 @@ def as_json(config: object, *, runtime: bool) -> dict[str, Any]:
     """The runtime fields of a config, or (``runtime=False``) the identity fields, as JSON values."""
     wanted = [field for field in fields_of(type(config)) if field.opt.runtime is runtime]
     return {field.name: plain(getattr(config, field.name)) for field in wanted}
+
+
+Ranges = Mapping[str, tuple[Callable[[float], bool], str]]  # field -> what fits, and what is said of the rest
+AT_LEAST_0, AT_LEAST_1 = (lambda n: n >= 0, "is less than 0"), (lambda n: n >= 1, "is less than 1")
+
+
+def require_ranges(config: object, ranges: Ranges) -> None:
+    """Refuse numbers that make no sense, by the names of their options.
+
+    Raises:
+        ConfigError: one is out of its range.
+    """
+    for name, (fits, words) in ranges.items():
+        if not fits(getattr(config, name)):
+            raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)} {words}")
 
 
 def seconds(text: str, name: str) -> float:

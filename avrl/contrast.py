@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import polars as pl
 
-from avrl.cache import Cache
+from avrl.cache import Cache, means
 from avrl.comparison import EVERY, KINDS, READOUTS, WHOLE, ranks, read
 from avrl.errors import ConfigError, NotFoundError
 from avrl.tables import UNDEFINED, Column, Table, cell, columns
@@ -65,7 +65,8 @@ def side(cache: Cache, name: str) -> Side:
         return Side(name, run=False, scores=other.artifacts("scores"))
     scores, ref = cache.artifacts("scores"), Path(name).name
     known = sorted({str(one.manifest.config.get("checkpoint", "")) for one in scores} - {""})
-    fits = [ref] if ref in known else [one for one in known if ref and one.startswith(ref)]
+    called = {str(one.manifest.config.get("checkpoint", "")) for one in scores if one.manifest.config["encoder"] == ref}
+    fits = [ref] if ref in known else sorted(called - {""}) or [one for one in known if means(ref, one)]
     if len(fits) != 1:
         what = f"{len(fits)} runs fit" if fits else f"no folder with scores, nor a run that {cache.root} has scores of"
         raise NotFoundError(f"{name!r}: {what}", f"known: {', '.join(fits or known) or 'no run'}")

@@ -24,7 +24,7 @@ COLLAPSED = 2.0  # directions: a code of a lower effective rank is one line
 
 def converged(checkpoints: Sequence[Artifact], models: Sequence[str]) -> Iterator[tuple[str, Effect]]:
     """Whether pretraining came to rest above its own baseline, a row a checkpoint."""
-    named = [(_name(one), one) for one in checkpoints]
+    named = [(name_of(one), one) for one in checkpoints]
     for model in models:
         ours = [one for name, one in named if name == model]
         if not ours:
@@ -33,7 +33,7 @@ def converged(checkpoints: Sequence[Artifact], models: Sequence[str]) -> Iterato
             yield f"{model}@{one.ref[-6:]}" if len(ours) > 1 else model, _rest(one)
 
 
-def _name(checkpoint: Artifact) -> str:
+def name_of(checkpoint: Artifact) -> str:
     """What a checkpoint's network is called."""
     config = {
         "size": "",
@@ -53,7 +53,12 @@ def _rest(checkpoint: Artifact) -> Effect:
     sample = say("{steps} steps, {samples} samples", steps=f"{rows['step'][-1]:,}", samples=f"{rows['samples'][-1]:,}")
     held = rows["held_out_skill"].drop_nulls() if "held_out_skill" in rows.columns else pl.Series(dtype=pl.Float64)
     if min(len(last), len(before)) < 2 or held.is_empty():
-        return Effect(UNDECIDED, say("too short, or never looked at"), sample=sample, decides="avrl pretrain --epochs")
+        return Effect(
+            UNDECIDED,
+            say("too short, or never looked at"),
+            sample=sample,
+            decides=say("pretrain longer: more --epochs"),
+        )
     rank = rows["rank_cls"].drop_nulls().to_list()[-1:] if "rank_cls" in rows.columns else []
     error = 1.96 * math.sqrt(sum(one.var(ddof=1) / len(one) for one in (last, before)))
     rise = last.mean() - before.mean()

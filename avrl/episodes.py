@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from avrl.errors import IntegrityError
+from avrl.errors import ConfigError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,11 +49,11 @@ class View:
         """Every how many-th frame is kept of an episode of so many frames per second.
 
         Raises:
-            IntegrityError: the rate asked for is no whole part of the episode's: gaps would differ in seconds.
+            ConfigError: the rate asked for is no whole part of the episode's: gaps would differ in seconds.
         """
         stride = round(fps / self.fps) if self.fps else 1
         if stride < 1 or (self.fps and abs(fps / stride / self.fps - 1) > RATE_TOLERANCE):
-            raise IntegrityError(
+            raise ConfigError(
                 f"{name} has {fps:g} frames per second, of which {self.fps:g} is no whole part",
                 f"try --fps {fps / max(1, stride):g}",
             )

@@ -102,7 +102,7 @@ def prepare(
     mine = [one for one in episodes if share.has(one)]
     _fill(packer, job, [one for one in mine if one.episode_index >= packer.next], partials, workers, engine)
     if not packer.rows and share.n == 1:
-        raise IntegrityError(f"{job.raw} has no usable episode", "look at what was dropped, or fetch again")
+        raise IntegrityError(f"{job.raw} has no usable episode", "fetch it again")
     write_dropped(unusable + packer.dropped, out / "dropped.parquet")
     store.create(out / "frames.zarr", packer.shards, job.view.image_size, job.quality)
     table(packer.rows).write_parquet(job.scratch / done.name)

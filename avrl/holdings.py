@@ -26,6 +26,7 @@ STAGES = ("raw", "frames", "checkpoints", "features", "labels", "scores", "table
 BETWEEN = ("features", "labels")  # made on the way to scores, and asked for by their parents alone
 FINISHED, UNFINISHED, BUSY = "finished", "unfinished", "being made now"
 DAMAGED, FOREIGN, COPY = "damaged", "not avrl's", "copy of a store in a bucket"
+TRACKED, LOG = ("tensorboard", "wandb"), "a tracker's log of a run"  # of `avrl pretrain --tracker`, beside the stages
 BROKEN, BEGUN, OLD = "damaged: avrl cannot use it", "begun and not finished", "older reports"
 CHANGED = "made from something that was made again since, and came out different"
 ORPHANED = "made from something that is gone"
@@ -96,6 +97,8 @@ def _holding(path: Path, cache: Cache) -> Holding:
             artifact, state = load(path), FINISHED
         except IntegrityError as error:
             state, fault = DAMAGED, error.cause.removeprefix(f"{path / MANIFEST} ").removeprefix("is damaged: ")
+    elif path.parent.name in TRACKED:
+        state = LOG
     else:
         state, fault = FOREIGN, "it has no manifest"
     n_bytes, freed, newest = _measured(path)

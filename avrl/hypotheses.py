@@ -15,7 +15,7 @@ import polars as pl
 
 from avrl.answers import headline
 from avrl.comparison import EVERY, ROW, WHOLE
-from avrl.convergence import converged
+from avrl.convergence import converged, name_of
 from avrl.effects import NOT_COMPARABLE, VERDICTS, Effect, judged, plain
 from avrl.encoders.pins import network
 from avrl.flow_verdict import PERCENT, percent_below
@@ -40,23 +40,31 @@ NUMBERS |= dict.fromkeys(["value", "low", "high"], pl.Float64) | {"episodes": pl
 NUMBERS |= dict.fromkeys(["sample", "decides"], pl.String)
 
 
-def judge(compares: Sequence[Paired], checkpoints: Sequence[Artifact]) -> Table:
-    """All hypotheses, one row for each model they speak of."""
-    found = [
-        *_rows(say("The three models converge"), converged(checkpoints, MODELS)),
+def judge(compares: Sequence[Paired], checkpoints: Sequence[Artifact], probes: Sequence[str] = ()) -> Table:
+    """All hypotheses, or those of some probes; one row for each model they speak of."""
+    asked: list[tuple[str, str, Iterator[tuple[str, Effect]]]] = [
+        ("", say("The three models converge"), converged(checkpoints, MODELS)),
         *(
-            row
-            for reference in REFERENCES
-            for row in _rows(say("Actions are told better than by outside encoders"), _better(compares, reference))
+            ("bridge", say("Actions are told better than by outside encoders"), _better(compares, checkpoints, one))
+            for one in REFERENCES
         ),
-        *_rows(say("Flow: error at least 20% below DINOv2's"), _flow(compares)),
-        *_rows(say("Order: right for at least 90% of pairs"), _ordered(compares)),
-        *_rows(say("Clusters: neighbours tell the task, better than untrained"), _clustered(compares)),
+        ("flow", say("Flow: error at least 20% below DINOv2's"), _flow(compares, checkpoints)),
+        ("order", say("Order: right for at least 90% of pairs"), _ordered(compares, checkpoints)),
+        (
+            "clusters",
+            say("Clusters: neighbours tell the task, better than untrained"),
+            _clustered(compares, checkpoints),
+        ),
         *(
-            row
+            ("bridge", say("Two-Stream is better than without a part"), _ablated(compares, checkpoints, part))
             for part in ABLATIONS
-            for row in _rows(say("Two-Stream is better than without a part"), _ablated(compares, checkpoints, part))
         ),
+    ]
+    found = [
+        row
+        for probe, hypothesis, rows in asked
+        if not (probe and probes) or probe in probes
+        for row in _rows(hypothesis, rows)
     ]
     frame = pl.DataFrame(found, schema=NUMBERS)
     view = frame.select(
@@ -91,7 +99,22 @@ def _rows(hypothesis: str, found: Iterator[tuple[str, Effect]]) -> list[Row]:
     return [{"hypothesis": hypothesis, "who": who, **effect.as_row()} for who, effect in found]
 
 
-def _better(compares: Sequence[Paired], reference: str) -> Iterator[tuple[str, Effect]]:
+def _probing(probe: str, encoders: Sequence[str], checkpoints: Sequence[Artifact]) -> str:
+    """The command that probes these encoders, after those that pretrain the models among them that are not there."""
+    known = {model: [one for one in checkpoints if name_of(one) == model] for model in MODELS}
+    lacking = [f"avrl pretrain {one}; " for one in encoders if not known.get(one, [one])]
+    names = [name for one in encoders for name in (map(_at, known[one]) if len(known.get(one, ())) > 1 else [one])]
+    return f"{''.join(lacking)}avrl probe {probe} --encoder {','.join(names)}"
+
+
+def _at(checkpoint: Artifact) -> str:
+    """A checkpoint's name as the tables write it where several share one; every verb takes it for a reference."""
+    return f"{name_of(checkpoint)}@{checkpoint.ref[-6:]}"
+
+
+def _better(
+    compares: Sequence[Paired], checkpoints: Sequence[Artifact], reference: str
+) -> Iterator[tuple[str, Effect]]:
     """Headline R2 of each of our models minus the best row of a reference, paired."""
     actions, title = [one for one in compares if one.protocol.probe == "bridge"], REFERENCES[reference]
     compare = next((one for one in actions if _of(one.protocol, reference)), None)
@@ -105,7 +128,7 @@ def _better(compares: Sequence[Paired], reference: str) -> Iterator[tuple[str, E
         mine = [one for one in _speaking(here) if one["encoder"] == model and one["init"] == "trained"]
         if not mine:
             verdict = NOT_COMPARABLE if model in ours else NOT_MEASURED
-            yield f"{model} - {title}", Effect(verdict, decides=f"avrl probe bridge --encoder {model},{reference}")
+            yield f"{model} - {title}", Effect(verdict, decides=_probing("bridge", [model, reference], checkpoints))
         for row in mine:
             measure = say("R² against {label}", label=best["label"])
             yield f"{row['name']} - {title}", _difference(compare, row, best, measure)
@@ -138,12 +161,12 @@ def _paired(
     return judged(measure, plain(found.interval), found.episodes)
 
 
-def _flow(compares: Sequence[Paired]) -> Iterator[tuple[str, Effect]]:
+def _flow(compares: Sequence[Paired], checkpoints: Sequence[Artifact]) -> Iterator[tuple[str, Effect]]:
     here = [one for one in compares if one.protocol.probe == "flow"]
     tables = [(one.protocol, percent_below(one.protocol, one.resamples)) for one in here]
     rows = [row for one, table in tables if table for row in _of_models(one, table)]
     if not rows:
-        yield "", Effect(NOT_MEASURED, decides="avrl probe flow --encoder two-stream,dinov2")
+        yield "", Effect(NOT_MEASURED, decides=_probing("flow", ["two-stream", "dinov2"], checkpoints))
     for row in rows:
         if row["several"]:
             yield row["label"], Effect(NOT_COMPARABLE, row["several"])
@@ -160,7 +183,7 @@ def _of_models(protocol: Protocol, table: Table) -> list[Row]:
     return [{**one, "label": labels[one["scores"]]} for one in rows]
 
 
-def _ordered(compares: Sequence[Paired]) -> Iterator[tuple[str, Effect]]:
+def _ordered(compares: Sequence[Paired], checkpoints: Sequence[Artifact]) -> Iterator[tuple[str, Effect]]:
     here = [one.protocol for one in compares if one.protocol.probe == "order"]
     for one in here:
         gap = f", gap {one.scores['gap'][0]}" if len(here) > 1 else ""
@@ -178,10 +201,10 @@ def _ordered(compares: Sequence[Paired]) -> Iterator[tuple[str, Effect]]:
                     judged(say("of pairs right"), ends, row["episodes_test"], ORDER_WANTED, "{:.3f}"),
                 )
     if not here:
-        yield "", Effect(NOT_MEASURED, decides="avrl probe order --encoder two-stream,single-stream,videomae")
+        yield "", Effect(NOT_MEASURED, decides=_probing("order", MODELS, checkpoints))
 
 
-def _clustered(compares: Sequence[Paired]) -> Iterator[tuple[str, Effect]]:
+def _clustered(compares: Sequence[Paired], checkpoints: Sequence[Artifact]) -> Iterator[tuple[str, Effect]]:
     """Share of vectors whose neighbours tell their task, minus that of the untrained twin."""
     here = [one for one in compares if one.protocol.probe == "clusters"]
     for one in here[:1]:
@@ -194,7 +217,7 @@ def _clustered(compares: Sequence[Paired]) -> Iterator[tuple[str, Effect]]:
             asked = (EVERY, ("task",), "knn-accuracy")
             yield row["name"], _paired(one, row, twin[0] if twin else None, measure, asked)
     if not here:
-        yield "", Effect(NOT_MEASURED, decides="avrl probe clusters --encoder two-stream,single-stream,videomae")
+        yield "", Effect(NOT_MEASURED, decides=_probing("clusters", MODELS, checkpoints))
 
 
 def _ablated(compares: Sequence[Paired], checkpoints: Sequence[Artifact], part: str) -> Iterator[tuple[str, Effect]]:
@@ -202,8 +225,11 @@ def _ablated(compares: Sequence[Paired], checkpoints: Sequence[Artifact], part: 
     name = f"two-stream-{part}"
     actions = [one for one in compares if one.protocol.probe == "bridge"]
     compare = next((one for one in actions if name in one.protocol.scores["encoder"].to_list()), None)
+    scored = {ref for one in actions for ref in one.protocol.scores["checkpoint"]}
+    wholes = [one for one in checkpoints if name_of(one) == "two-stream"]
+    wholes.sort(key=lambda one: one.ref not in scored)
+    decides = _parting(part, wholes, [one for one in checkpoints if name_of(one) == name])
     if compare is None:
-        decides = f"avrl pretrain two-stream --ablate {part}; avrl probe bridge --encoder two-stream,{name}"
         yield part, Effect(NOT_MEASURED, decides=decides)
         return
     configs = {one.ref: _budget(one) for one in checkpoints}
@@ -212,8 +238,31 @@ def _ablated(compares: Sequence[Paired], checkpoints: Sequence[Artifact], part: 
         if row["encoder"] == name and row["init"] == "trained":
             whole = [one for one in rows if one["encoder"] == "two-stream" and one["init"] == "trained"]
             alike = [one for one in whole if configs.get(one["checkpoint"]) == configs.get(row["checkpoint"], "gone")]
-            apart = Effect(NOT_COMPARABLE, say("pretrained with another budget"), decides="avrl pretrain --like")
+            apart = Effect(NOT_COMPARABLE, say("pretrained with another budget"), decides=decides)
             yield part, _difference(compare, alike[0], row, say("R² lost without it")) if alike else apart
+
+
+def _parting(part: str, wholes: Sequence[Artifact], parts: Sequence[Artifact]) -> str:
+    """The commands that set Two-Stream beside itself without a part, of one budget; a new one of several is not named.
+
+    Args:
+        part: In `ABLATIONS`.
+        wholes: Checkpoints of Two-Stream, those first that the other is to be like.
+        parts: Checkpoints without the part.
+    """
+    alike = [(whole, one) for whole in wholes for one in parts if _budget(whole) == _budget(one)]
+    if alike:
+        return f"avrl probe bridge --encoder {','.join(map(_at, alike[0]))}"
+    if wholes:
+        make = f"avrl pretrain two-stream --like {_at(wholes[0])} --ablate {part}"
+    elif parts:
+        make = f"avrl pretrain two-stream --like {_at(parts[0])} --ablate none --exchanges 2"
+    else:
+        make = f"avrl pretrain two-stream; avrl pretrain two-stream --ablate {part}"
+    if wholes and parts:
+        return make
+    whole, one = _at(wholes[0]) if wholes else "two-stream", _at(parts[0]) if parts else f"two-stream-{part}"
+    return f"{make}; avrl probe bridge --encoder {whole},{one}"
 
 
 def _budget(checkpoint: Artifact) -> tuple[str, ...]:

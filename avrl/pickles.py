@@ -18,7 +18,7 @@ import numpy as np
 
 from avrl.errors import IntegrityError
 
-AGAIN = "do not open it with other tools; fetch it again, or list it as dropped with --on-error drop"
+AGAIN = "fetch it again and open it with no other tool, or list it as dropped with --on-error drop"
 NUMBERS = re.compile(r"[<>|=]?([fiu][1248]|b1)")  # floats, integers, booleans: what lies in an array is its bytes
 BROKEN = (pickle.UnpicklingError, ValueError, TypeError, IndexError, KeyError, AttributeError, EOFError, MemoryError)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from avrl import store
-from avrl.cache import hours, size
+from avrl.cache import counted, hours, size
 from avrl.errors import IntegrityError
 from avrl.frames import Job, Share, encode_episode
 from avrl.packing import load, unit_of
@@ -60,9 +60,9 @@ class Plan:
             return "nothing is left to decode"
         money = f", ${self.seconds / 3600 * price:,.2f} at ${price:g}/h" if price else ""
         return (
-            f"{self.episodes:,} episodes, {self.frames:,} frames; a store of {size(self.bytes)}"
-            f" (+-{2 * self.error:.0%}, {self.sampled} episodes were decoded to know);"
-            f" {hours(self.seconds)} with {self.decoders} decoders{money}"
+            f"{counted(self.episodes, 'episode')}, {counted(self.frames, 'frame')}; a store of {size(self.bytes)}"
+            f" (+-{2 * self.error:.0%}, {counted(self.sampled, 'episode')} decoded to know);"
+            f" {hours(self.seconds)} with {counted(self.decoders, 'decoder')}{money}"
         )
 
     def as_json(self, price: float) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def estimate(
     job.scratch.mkdir(parents=True, exist_ok=True)
     there = source(job.source).survey(job.raw)[0]
     if not there:
-        raise IntegrityError(f"{job.raw} has no usable episode", "look at what was dropped, or fetch again")
+        raise IntegrityError(f"{job.raw} has no usable episode", "fetch it again")
     episodes = [one for one in there if share.has(one) and one.episode_index not in done]
     if not episodes:
         return Plan(0, 0, 0, 0.0, 0.0, 0, 0)
@@ -112,7 +112,9 @@ def estimate(
         if not plan.frames:
             records = [load(path) or {} for path in sorted(job.scratch.glob("0*.json"))]
             why = next((one["dropped"]["reason"] for one in records if "dropped" in one), "")
-            raise IntegrityError(f"{job.raw}: of {plan.sampled} episodes none decodes: {why}", "mend that first")
+            raise IntegrityError(
+                f"{job.raw}: of {counted(plan.sampled, 'episode')} none decodes: {why}", "fetch it again"
+            )
         if plan.error <= ERROR or wanted >= min(len(episodes), MOST):
             return plan
         wanted = min(len(episodes), MOST, 2 * wanted)

@@ -46,6 +46,7 @@ def write(
     resamples: int,
     ancestors: Sequence[Artifact] = (),
     price: float = 0.0,
+    probes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Write the report of some scores artifacts; returns counts for the manifest.
 
@@ -56,6 +57,7 @@ def write(
         resamples: Of the bootstrap of each paired difference.
         ancestors: What these were made from, as far as it is still there.
         price: Dollars a GPU hour; 0 if nobody said.
+        probes: Whose hypotheses alone are told of; empty for all.
 
     Raises:
         IntegrityError: an artifact's table cannot be read.
@@ -69,17 +71,11 @@ def write(
     if not protocols:
         raise NotFoundError("no score names its protocol", "remove the scores and probe again")
     compares = [Paired(one, resamples) for one in protocols]
-    sections = [
-        _section(folder, one, protocols, scores)
-        if "r2" in one.protocol.scores["metric"]
-        else _untargeted(folder, one, scores)
-        for one in compares
-    ]
-    seen = [budgets.shown(one, scores, checkpoints) for one in protocols]
-    sections = [replace(one, notes=[*one.notes, *more]) for one, more in zip(sections, seen, strict=True)]
-    won, judged = winners(compares), hypotheses.judge(compares, checkpoints)
-    told = hypotheses.tally(judged)
-    cost = budgets.encoders(protocols, checkpoints, ancestors, price)
+    sections = [_section(folder, one, protocols, scores) for one in compares]
+    seen = zip(sections, (budgets.shown(one, scores, checkpoints) for one in protocols), strict=True)
+    sections = [replace(one, notes=[*one.notes, *more]) for one, more in seen]
+    won, judged = winners(compares), hypotheses.judge(compares, checkpoints, probes)
+    told, cost = hypotheses.tally(judged), budgets.encoders(protocols, checkpoints, ancestors, price)
     trained, seeds = tables.training(checkpoints), spread(protocols, scores, checkpoints)
     singles = [one for one in (won, judged, cost, seeds) if one]
     for one in (*singles, *([trained] if checkpoints else [])):
@@ -122,6 +118,8 @@ def _logs(folder: Path, checkpoints: Sequence[Artifact]) -> tuple[page.Picture |
 
 def _section(folder: Path, compare: Paired, every: Sequence[Protocol], scores: Sequence[Artifact]) -> page.Section:
     protocol = compare.protocol
+    if "r2" not in protocol.scores["metric"]:
+        return _untargeted(folder, compare, scores)
     found = [marked(tables.main(protocol), compare), differences(compare), tables.dimensions(protocol)]
     found += [one for one in (tables.training_sets(protocol), percent_below(protocol, compare.resamples)) if one]
     for one in found:

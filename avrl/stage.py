@@ -12,8 +12,11 @@ import fcntl
 import importlib.metadata
 import logging
 import os
+import re
+import shlex
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -30,7 +33,7 @@ from avrl.artifact import (
     seal,
     sweep,
 )
-from avrl.cache import KEY_LENGTH, Cache
+from avrl.cache import Cache, counted
 from avrl.config import as_json
 from avrl.errors import AvrlError, BusyError, DiskFullError, IntegrityError
 
@@ -44,6 +47,8 @@ PACKAGES = (
     *("avrl", "torch", "timm", "torchvision", "transformers", "opencv-python-headless"),
     *("zarr", "polars", "numpy", "accelerate", "simplejpeg", "altair"),
 )
+KIND = ("source", "objective", "encoder", "init", "probe")  # options: what differs in one of them is something else
+DIGITS = 6  # of a digest, where one is told from another
 NO_SPACE = 2**17  # bytes free below which a failed write is the disk's fault
 
 
@@ -106,7 +111,8 @@ def run(stage: Stage, config: object, inputs: Inputs, cache: Cache, *, wait_s: f
             if not (partial / MANIFEST).is_file():  # else an earlier run was killed between sealing and publishing
                 seal(partial, _build(stage, config, inputs, partial))
             return publish(partial, final), False
-    except AvrlError:
+    except AvrlError as error:
+        send_back(error, inputs, cache)
         raise
     except Exception as error:
         found = cache.find(stage.name, key) if isinstance(error, FileNotFoundError) else None
@@ -118,6 +124,13 @@ def run(stage: Stage, config: object, inputs: Inputs, cache: Cache, *, wait_s: f
             f"no space left while making {slug} in {cache.root}",
             "free some and run the same command: it goes on from here",
         ) from error
+
+
+def send_back(error: AvrlError, inputs: Inputs, cache: Cache) -> None:
+    """Where raw data are to be fetched again, have an error name the folder that a fetch takes for done till then."""
+    raw = inputs.get("raw")
+    if raw and raw.root.parent.parent == cache.root and error.next_step.startswith("fetch "):
+        error.next_step = f"rm -r {shlex.quote(str(raw.root))} and {error.next_step}"
 
 
 def _build(stage: Stage, config: object, inputs: Inputs, partial: Path) -> Manifest:
@@ -150,24 +163,59 @@ def _is_full(error: Exception, cache: Cache) -> bool:
 
 
 def why(stage: Stage, config: object, inputs: Inputs, cache: Cache) -> list[str]:
-    """Why a request is a miss: what differs from the nearest artifact of the same stage. Empty for a hit."""
+    """Why a request is a miss: what differs from the nearest artifact of the same kind. Empty for a hit."""
     key = stage.key(config, inputs)
     if cache.find(stage.name, key):
         return []
     slug = stage.slug(config, inputs)
     if cache.partial(stage.name, slug, key).is_dir():
         return ["begun before and not finished: it goes on from there"]
-    asked: dict[str, Any] = {"version": stage.version, **as_json(config, runtime=False)}
-    asked |= {f"input {role}": one.digest[:KEY_LENGTH] for role, one in inputs.items()}
-    differences = [_differences(asked, one.manifest) for one in cache.artifacts(stage.name)]
-    return min(differences, key=len) if differences else [f"no {stage.name} in the cache yet"]
+    asked, there = {"version": stage.version, **as_json(config, runtime=False)}, cache.artifacts(stage.name)
+    akin = [
+        one.manifest
+        for one in there
+        if one.ref.split("-")[0] == slug.split("-")[0]
+        and all(one.manifest.config.get(name) == asked.get(name) for name in KIND)
+    ]
+    if not akin:
+        return ["none of it yet" if there else f"no {stage.name} in the cache yet"]
+    found = [[*_fields(asked, one), *_inputs(inputs, one)] for one in akin]
+    return [line for _, line in min(found, key=lambda lines: sum(weight for weight, _ in lines))]
 
 
-def _differences(asked: dict[str, Any], manifest: Manifest) -> list[str]:
-    there: dict[str, Any] = {"version": manifest.version, **manifest.config}
-    there |= {f"input {one.role}": one.digest[:KEY_LENGTH] for one in manifest.inputs}
-    names = sorted(set(asked) | set(there))
-    return [f"{name}: {there.get(name)} -> {asked.get(name)}" for name in names if there.get(name) != asked.get(name)]
+def _fields(asked: dict[str, Any], manifest: Manifest) -> Iterator[tuple[int, str]]:
+    """The options that differ, with how many differences each is."""
+    there = {"version": manifest.version, **manifest.config}
+    for name in sorted(set(asked) | set(there)):
+        if there.get(name) != asked.get(name):
+            yield 1, f"{name}: {_shown(there.get(name))} -> {_shown(asked.get(name))}"
+
+
+def _inputs(inputs: Inputs, manifest: Manifest) -> Iterator[tuple[int, str]]:
+    """The same of inputs; of many in one role (``scores-07``) only how many came and went."""
+    now = {role: one.digest for role, one in inputs.items()}
+    then = {one.role: one.digest for one in manifest.inputs}
+    for role in sorted({re.sub(r"-\d+$", "", each) for each in now.keys() | then.keys()}):
+        new, old = (
+            {name: one for name, one in each.items() if re.sub(r"-\d+$", "", name) == role} for each in (now, then)
+        )
+        more, fewer = Counter(new.values()) - Counter(old.values()), Counter(old.values()) - Counter(new.values())
+        if role in new or role in old:
+            if new != old:
+                yield 1, f"input {role}: {_shown(old.get(role))} -> {_shown(new.get(role))}"
+        elif more or fewer:
+            noun = role.removesuffix("s")
+            told = [counted(n, f"{word} {noun}") for n, word in ((more.total(), "more"), (fewer.total(), "fewer")) if n]
+            yield more.total() + fewer.total(), ", ".join(told)
+        elif new != old:
+            yield 1, f"{role}: in another order"
+
+
+def _shown(value: object) -> object:
+    """An option's value, or the first digits of a digest."""
+    if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value):
+        return value[:DIGITS]
+    return "none" if value in ("", None) else value
 
 
 def changed(manifest: Manifest, names: Iterable[str]) -> list[str]:

@@ -20,6 +20,7 @@ from avrl import checkpoint
 from avrl.artifact import SCRATCH
 from avrl.augment import augment
 from avrl.averaging import adopt, average
+from avrl.cache import counted
 from avrl.cost import cost, sentence
 from avrl.curve import Curve
 from avrl.devices import accelerator_of, arithmetic, compile_blocks, compiling, device_name, fitting
@@ -80,9 +81,11 @@ class Recipe:
         asked, weight = self.sampling, self.network["loss_decay"]
         shape = {"ratio": f"p ~ {asked.sample_decay:g}^(gap-1)", "uniform": "all alike", "triangular": "a triangle"}
         rises = ", so it never falls" if self.warmup_epochs >= self.epochs else ""
+        warm = f"{self.warmup_epochs:g} epoch{'s' * (self.warmup_epochs != 1)}"
         return (
-            f"{self.epochs} epochs of {asked.pairs_per_episode} pairs an episode, global batch {self.batch_size}; "
-            f"AdamW, lr {self.lr:g}, warm-up {self.warmup_epochs:g} epochs{rises}, weight decay {self.weight_decay:g}; "
+            f"{counted(self.epochs, 'epoch')} of {counted(asked.pairs_per_episode, 'pair')} an episode, "
+            f"global batch {self.batch_size}; "
+            f"AdamW, lr {self.lr:g}, warm-up {warm}{rises}, weight decay {self.weight_decay:g}; "
             f"gaps 1 to {asked.max_gap}, {shape[asked.gaps]}, weighted {weight:g}^(gap-1) in the loss; "
             f"seed {asked.seed}"
         )

@@ -169,8 +169,8 @@ def plain(view: pl.DataFrame, limit: int, width: int) -> str:
     lines = [
         "  ".join(one + " " * (w - _cells(one)) for one, w in zip(row, widths[:kept], strict=False)) for row in shown
     ]
-    more = {say("rows"): len(rows) - len(shown), say("columns"): view.width - kept}
-    left = [f"{count} {what}" for what, count in more.items() if count]
+    more = ((len(rows) - len(shown), say("row"), say("rows")), (view.width - kept, say("column"), say("columns")))
+    left = [f"{count} {one if count == 1 else several}" for count, one, several in more if count]
     lines += [say("... on the page as well: {what}", what=", ".join(left))] * bool(left)
     return "\n".join(line.rstrip() for line in lines)
 

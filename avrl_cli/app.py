@@ -10,19 +10,21 @@ import typer
 
 from avrl import __version__
 from avrl_cli import fetch, prep, pretrain, probe, report
-from avrl_cli.errors import INTERRUPTED, SIGNALLED, TERMINATED, end
+from avrl_cli.errors import INTERRUPTED, SIGNALLED, TERMINATED, end, let_go
+from avrl_cli.options import Command, Group
 from avrl_cli.output import set_up_talk
 
 app = typer.Typer(
     name="avrl",
     help="From egocentric video to a trustworthy action-probing table, in five commands.",
     epilog="fetch, prep, pretrain, probe, report: each finds what the one before it made.",
+    cls=Group,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
 for module in (fetch, prep, pretrain, probe):
-    app.command(module.NAME)(module.command)
+    app.command(module.NAME, cls=Command)(module.command)
 app.add_typer(report.app, name=report.NAME)
 
 
@@ -53,10 +55,14 @@ def main() -> None:
     set_up_talk(argv)
     try:
         code = app(prog_name="avrl", standalone_mode=False)
+        sys.stdout.flush()  # what cannot be written is told here, and not after the end
     except SystemExit as error:
         if isinstance(error.code, int) and error.code > SIGNALLED:
             sys.exit(end(error, argv))
         raise
+    except BrokenPipeError:  # whoever reads has seen enough, as with what Typer itself writes
+        let_go()
+        sys.exit(1)
     except BaseException as error:
         sys.exit(end(error, argv))
     if code == INTERRUPTED:  # Typer has caught the KeyboardInterrupt and turned it into this code

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
 import json
 import os
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -27,13 +29,22 @@ def end(error: BaseException, argv: list[str]) -> int:
     if "--debug" in argv:
         traceback.print_exception(error)
     if "--json" in argv:
-        with contextlib.suppress(BrokenPipeError):  # whoever was to read it may be what stopped us
+        with contextlib.suppress(OSError):  # whoever was to read it may be what stopped us
             print(json.dumps({"error": line, "kind": type(error).__name__, "exit_code": code}, indent=1), flush=True)
+    let_go()
     print(f"avrl: {line}", file=sys.stderr)
     if os.environ.get(VERDICT) and code not in (TemporaryError.exit_code, INTERRUPTED, TERMINATED):
         with contextlib.suppress(OSError):
             Path(os.environ[VERDICT]).write_text(str(code))
     return code
+
+
+def let_go() -> None:
+    """Write what stdout still holds, or drop it: the interpreter would try again at its end, in a traceback."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def explain(error: BaseException) -> tuple[int, str]:
@@ -45,7 +56,8 @@ def explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, SystemExit):
         return int(error.code or 0), "stopped by a signal; the same command goes on from here"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return DISK_FULL, f"no space left on device: {error.filename}; free some and run the same command again"
+        where = error.filename or "what stdout or a temporary file goes to"
+        return DISK_FULL, f"no space left on device: {where}; free some and run the same command again"
     if isinstance(error, OSError) and error.errno in UNUSABLE:
         return USAGE, f"{error.filename}: {error.strerror}; name a folder of your own with --cache DIR"
     if isinstance(error, ModuleNotFoundError):
@@ -55,9 +67,17 @@ def explain(error: BaseException) -> tuple[int, str]:
     # Typer vendors its own click, so its usage errors are known by their method, not by an import.
     message = getattr(error, "format_message", None)
     if message is not None:
-        text = " ".join(str(message()).split()).rstrip(".") or "no command given"
+        text = _meant(" ".join(str(message()).split()).rstrip(".")) or "no command given"
         command = getattr(getattr(error, "ctx", None), "command_path", "avrl")
         return getattr(error, "exit_code", USAGE), f"{text}; see: {command} --help"
     where = traceback.extract_tb(error.__traceback__)
     at = f" at {os.path.relpath(where[-1].filename)}:{where[-1].lineno}" if where else ""
     return BUG, f"bug: {type(error).__name__}: {error}{at}; run it again with --debug and report what it prints"
+
+
+def _meant(text: str) -> str:
+    """A usage error's words without pydantic's, and with the choice that may have been meant."""
+    text = text.replace("Value error, ", "").replace(" is not one of '', ", " is not one of ")
+    found = re.search(r"'([^']*)' is not one of (.*)", text)
+    near = difflib.get_close_matches(found[1], re.findall(r"'([^']+)'", found[2]), 1) if found else []
+    return f"{text}. Did you mean {near[0]!r}?" if near else text

@@ -11,6 +11,7 @@ from avrl.cache import size
 from avrl.config import fields_of
 from avrl.errors import ConfigError, MissingError
 from avrl.locks import hold_to, sums_of
+from avrl.sources import SOURCES
 from avrl.stages.fetch import STAGE, FetchConfig, expect, licence, settled
 from avrl.stages.flow import RAFT, weights_of
 from avrl_cli.options import listed, verb
@@ -42,6 +43,8 @@ def command(
 
     avrl fetch --part 1,test | avrl fetch bridge | avrl fetch --from DIR_OR_URL | avrl fetch sample
     """
+    if source not in ("", *SOURCES, "sample", "encoders"):
+        raise ConfigError(f"no source named {source!r}", f"known: {', '.join(SOURCES)}, sample, encoders")
     names = listed(encoder or ())
     if (source == "encoders") != bool(names) and not (source == "encoders" and session.dry_run):
         raise ConfigError("encoders and --encoder go together", "type: avrl fetch encoders --encoder dinov2")

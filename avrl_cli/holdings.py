@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from avrl.cache import hours, size
+from avrl.cache import counted, hours, size
 from avrl.errors import NotFoundError
 from avrl_cli.options import verb
 from avrl_cli.output import Session, printable
@@ -33,7 +33,7 @@ def command(session: Session) -> None:
     from avrl.lineage import Stock, held
 
     if not session.cache.is_dir():
-        raise NotFoundError(f"no cache at {session.cache}", "name one with --cache DIR")
+        raise NotFoundError(f"no cache at {session.cache.absolute()}", "name one with --cache DIR")
     holdings, stock = survey(session.store), Stock(held(session.store)[0])
     may, free = removable(holdings, stock), session.store.free()
     session.document |= {
@@ -43,7 +43,10 @@ def command(session: Session) -> None:
         "stages": {name: {"folders": count, "bytes": total} for name, count, total in _stages(holdings)},
         "removable": [asdict(one) for one in may],
     }
-    lines = [f"{session.cache}: {len(holdings)} folders, {size(_bytes(holdings))}; {size(free)} free on its disk", ""]
+    lines = [
+        f"{session.cache}: {counted(len(holdings), 'folder')}, {size(_bytes(holdings))}; {size(free)} free on its disk",
+        "",
+    ]
     lines += [f"{name:<12} {count:>5}  {size(total):>9}" for name, count, total in _stages(holdings)]
     lines += ["", f"{'size':>9}  {'age':>8}  {'made in':>8}  {'used by':>7}  what it is"]
     lines += [_line(one, stock) for one in holdings]
@@ -87,7 +90,7 @@ def _made_from(artifact: Artifact, stock: Stock) -> str:
 
 def _may(may: Sequence[Removable]) -> Iterator[str]:
     if not may:
-        yield from ("", "nothing here is of no use")
+        yield from ("", "nothing to remove")
         return
     yield from ("", "may be removed (avrl removes nothing by itself):")
     for why, group in itertools.groupby(may, lambda one: one.why):

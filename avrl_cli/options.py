@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from avrl.artifact import MANIFEST, load
 from avrl.config import Field, fields_of, from_json, parse
@@ -43,9 +44,35 @@ COMMON: dict[str, tuple[Any, Any]] = {
     "debug": (Annotated[bool, typer.Option("--debug", help="Show tracebacks", rich_help_panel=HOUSE)], False),
 }
 LIKE = Annotated[
-    Path | None,
-    typer.Option(help="Take unnamed options from this artifact's manifest", rich_help_panel=HOUSE),
+    str | None,
+    typer.Option(
+        help="Take unnamed options from this artifact: its folder, or its name in the cache",
+        metavar="ARTIFACT",
+        rich_help_panel=HOUSE,
+    ),
 ]
+MADE = {"fetch": "raw", "prep": "frames", "pretrain": "checkpoints", "probe": "scores", "report": "tables"}  # by a verb
+
+
+class _Named:
+    """Mixed into commands: an error of their words names them, so that its line can name their help page."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """See `typer.core`; an option without its value raises an error that knows no context."""
+        try:
+            return super().parse_args(ctx, args)  # type: ignore[misc,no-any-return]
+        except Exception as error:
+            if getattr(error, "ctx", ctx) is None:
+                error.ctx = ctx  # type: ignore[attr-defined]
+            raise
+
+
+class Command(_Named, TyperCommand):
+    """A verb."""
+
+
+class Group(_Named, TyperGroup):
+    """``avrl`` itself, or a verb with another below it."""
 
 
 def verb(config: type[Any] | None) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -68,7 +95,7 @@ def verb(config: type[Any] | None) -> Callable[[Callable[..., None]], Callable[.
                 session.close()
                 return
             like = given.pop("like")
-            values = _saved(like, config) if like else {}
+            values = _saved(like, config, session) if like else {}
             for field in fields:
                 value = given.pop(field.name)
                 if not like or ctx.get_parameter_source(field.name).name == "COMMANDLINE":  # type: ignore[union-attr]
@@ -93,19 +120,25 @@ def verb(config: type[Any] | None) -> Callable[[Callable[..., None]], Callable[.
 
 def _require_behind(ctx: typer.Context, word: str) -> None:
     """Refuse options before the word of a second verb, which they would not reach."""
+    known = {flag for one in ctx.command.commands[word].params for flag in one.opts}  # type: ignore[attr-defined]
     for one in ctx.command.params:
         if ctx.get_parameter_source(str(one.name)).name == "COMMANDLINE":  # type: ignore[union-attr]
-            flag = one.opts[0]
-            raise ConfigError(
-                f"{flag} stands before {word!r} and would not reach it", f"type: {ctx.command_path} {word} {flag}"
-            )
+            flag, value = one.opts[0], ctx.params[str(one.name)]
+            typed = flag if value is True else f"{flag} {value}"
+            step = f"type: {ctx.command_path} {word} {typed}" if flag in known else f"leave it out: {word} has none"
+            raise ConfigError(f"{flag} stands before {word!r} and would not reach it", step)
 
 
-def _saved(like: Path, config: type[Any]) -> dict[str, Any]:
+def _saved(like: str, config: type[Any], session: Session) -> dict[str, Any]:
     """The identity fields in the manifest of an artifact that this verb made; a scores artifact has one of the gaps."""
-    if not (like / MANIFEST).is_file():  # before `load`, which would have the user remove that folder
-        raise NotFoundError(f"--like {like}: no artifact is there", "name a folder that holds a manifest.json")
-    saved = load(like).manifest.config
+    if (Path(like) / MANIFEST).is_file():  # else `load` would have the user remove that folder
+        saved = load(Path(like)).manifest.config
+    else:
+        try:
+            saved = session.store.resolve(MADE[session.verb], like, option="--like").manifest.config
+        except NotFoundError as error:
+            error.next_step = error.next_step or "see what there is: avrl report cache"
+            raise
     wanted = [field for field in fields_of(config) if not field.opt.runtime]
     foreign = [field.name for field in wanted if field.name not in saved]
     if foreign:

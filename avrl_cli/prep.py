@@ -11,9 +11,9 @@ import typer
 
 from avrl.artifact import Artifact
 from avrl.cache import Cache, size
-from avrl.errors import ConfigError
+from avrl.errors import AvrlError, ConfigError
 from avrl.sources import SAMPLED, SOURCES
-from avrl.stage import run
+from avrl.stage import run, send_back
 from avrl.stages import fetch
 from avrl.stages.prep import STAGE, PrepConfig, plan
 from avrl_cli import advice
@@ -87,7 +87,11 @@ def _prepare(session: Session, config: PrepConfig, raw: Artifact) -> None:
     """Run the stage, or tell its plan."""
     inputs, expect = {"raw": raw}, ""
     if session.dry_run and not session.store.find(STAGE.name, STAGE.key(config, inputs)):
-        told = plan(config, inputs, session.store)
+        try:
+            told = plan(config, inputs, session.store)
+        except AvrlError as error:
+            send_back(error, inputs, session.store)
+            raise
         session.document.setdefault("plan", []).append(told.as_json(config.price))
         expect = f"{told.words(config.price)}; {size(session.store.free())} free: it fits"
     session.mirror(session.run(STAGE, config, inputs, expect), config.mirror)

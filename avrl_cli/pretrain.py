@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 import typer
 
 from avrl.artifact import Artifact
+from avrl.cache import counted
 from avrl.errors import AvrlError, ConfigError, NotFoundError, SyncError
 from avrl.launch_script import SCRIPTS, Launch, source, without
 from avrl.stages.prep import whole
@@ -119,7 +120,8 @@ def _expected(config: PretrainConfig, frames: Artifact) -> str:
     pairs = Pairs(store, recipe(config).sampling, config.batch_size)
     used = pairs.indices // config.pairs_per_episode
     told = (
-        f"{config.epochs} epochs of {pairs.steps_per_epoch} steps: {config.pairs_per_episode} pairs x {used} episodes"
+        f"{counted(config.epochs, 'epoch')} of {counted(pairs.steps_per_epoch, 'step')}: "
+        f"{counted(config.pairs_per_episode, 'pair')} x {counted(used, 'episode')}"
     )
     return f"{told} ({len(store.episodes) - used} more are held out or too short)"
 

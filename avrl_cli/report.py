@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -10,7 +11,7 @@ from avrl.errors import ConfigError, NotFoundError
 from avrl.stages.report import PAGE, STAGE, SUMMARY, ReportConfig, inputs, only
 from avrl.words import speaking
 from avrl_cli import advice, holdings
-from avrl_cli.options import listed, verb
+from avrl_cli.options import Command, Group, listed, verb
 from avrl_cli.output import Session
 from avrl_cli.why import explain
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from avrl.artifact import Artifact
 
 NAME = "report"
-app = typer.Typer(invoke_without_command=True)
+app = typer.Typer(cls=Group, invoke_without_command=True)
 
 Format = Literal["html", "md", "csv", "tex", "json"]
 
@@ -38,7 +39,9 @@ def command(
     ] = None,
     some: Annotated[
         list[str] | None,
-        typer.Option("--only", help="These probes, these encoders (and floors); with commas", show_default=False),
+        typer.Option(
+            "--only", help="These probes, these encoders or checkpoints (and floors); with commas", show_default=False
+        ),
     ] = None,
     form: Annotated[
         Format,
@@ -63,8 +66,10 @@ def command(
     scores = session.store.artifacts("scores")
     if not scores:
         on = advice.SAMPLE if advice.only_sample(session.store) else ""
-        raise NotFoundError(f"no scores in {session.cache}", f"make some with: {advice.probe('bridge', on)}")
-    scores = only(scores, listed(some or []))
+        raise NotFoundError(f"no scores in {session.cache.absolute()}", f"make some with: {advice.probe('bridge', on)}")
+    words = listed(some or [])
+    config = replace(config, probes=tuple(sorted({one.manifest.config["probe"] for one in scores} & {*words})))
+    scores = only(scores, words)
     if why is not None:
         explain(session, scores, why)
         return
@@ -116,4 +121,4 @@ def _contrast(session: Session, config: ReportConfig, compare: tuple[str, str], 
         session.tell(numbers.write_csv().removesuffix("\n") if form == "csv" else numbers.write_json())
 
 
-app.command(holdings.NAME)(holdings.command)
+app.command(holdings.NAME, cls=Command)(holdings.command)

@@ -7,7 +7,7 @@ import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from avrl.cache import KEY_LENGTH, hours, size
+from avrl.cache import KEY_LENGTH, counted, hours, size
 from avrl.errors import NotFoundError
 from avrl_cli.output import printable
 
@@ -112,8 +112,7 @@ def _facts(told: Mapping[str, str], indent: int) -> Iterator[str]:
 
 
 def _files_of(one: Artifact) -> str:
-    count = len(one.manifest.files)
-    return f"{count} file{'s' * (count != 1)}"
+    return counted(len(one.manifest.files), "file")
 
 
 def _files(raw: Artifact) -> Iterator[str]:

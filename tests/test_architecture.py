@@ -24,7 +24,7 @@ PACKAGES = ("avrl", "avrl_cli")
 # From the top down: a module may import its own layer and those below. Every module has its place here.
 LAYERS = {
     "command line": """
-        avrl_cli avrl_cli.app avrl_cli.errors avrl_cli.options avrl_cli.output
+        avrl_cli avrl_cli.__main__ avrl_cli.app avrl_cli.errors avrl_cli.options avrl_cli.output
         avrl_cli.fetch avrl_cli.prep avrl_cli.pretrain avrl_cli.probe avrl_cli.report avrl_cli.holdings avrl_cli.why
         avrl_cli.advice avrl_cli.entries
     """,

@@ -53,6 +53,9 @@ def test_by_name_beginning_key_and_path(cache, three, monkeypatch):
     assert cache.resolve("tiny", one.ref) == one
     assert cache.resolve("tiny", one.ref[:-3]) == one
     assert cache.resolve("tiny", "tiny-u") == upper
+    assert cache.resolve("tiny", f"tiny-lower@{one.ref[-6:]}") == cache.resolve("tiny", f"tiny@{one.ref[-6:]}") == one
+    with pytest.raises(NotFoundError, match="no tiny named 'tiny-upper@"):
+        cache.resolve("tiny", f"tiny-upper@{one.ref[-6:]}")
     assert cache.resolve("tiny", one.manifest.key) == one
     assert cache.resolve("tiny", one.manifest.key[:8]) == one
     assert cache.resolve("tiny", str(one.root)) == one

@@ -236,12 +236,30 @@ def test_completion_knows_verbs_options_and_choices(tmp_path, words, found):
         ("prep --nope", "No such option: --nope .*; see: avrl prep --help"),
         ("prep --image-siz 3", "No such option: --image-siz .*--image-size.*; see: avrl prep --help"),
         ("prep --image-size big", "Invalid value for '--image-size': .*; see: avrl prep --help"),
-        ("prep --image-size", "Option '--image-size' requires an argument; see: avrl --help"),
+        ("prep --image-size", "Option '--image-size' requires an argument; see: avrl prep --help"),
+        ("fetch --part", "Option '--part' requires an argument; see: avrl fetch --help"),
+        ("probe bridge --encoder", "Option '--encoder' requires an argument; see: avrl probe --help"),
+        ("pretrain two-stream --epochs", "Option '--epochs' requires an argument; see: avrl pretrain --help"),
+        ("report --only", "Option '--only' requires an argument; see: avrl report --help"),
+        ("report cache --cache", "Option '--cache' requires an argument; see: avrl report cache --help"),
+        (
+            "report --only bridge cache",
+            "--only stands before 'cache' and would not reach it; leave it out: cache has none",
+        ),
+        ("report --cache x cache", "--cache stands before .*; type: avrl report cache --cache x"),
         ("pretrain videomae --lr nan", "lr=nan is not a finite number"),
         ("prep --image-size 17", "--image-size 17 is not a multiple of 16 px; try 224"),
+        ("prep --workers -2", "--workers -2 is less than 0"),
+        ("prep --price -1", "--price -1.0 is less than 0"),
+        ("prep --fps -1", "--fps -1.0 is less than 0"),
+        ("fetch --price -1", "--price -1.0 is less than 0"),
+        ("report --price -1", "--price -1.0 is less than 0"),
+        ("report --resamples 9", "--resamples 9 is too few .*; use at least 100"),
         ("prep --on-error maybe", "Invalid value for '--on-error': .*'fail', 'drop'; see: avrl prep --help"),
+        ("pretrain two-steam", "Invalid value for 'objective': 'two-steam' is .*. Did you mean 'two-stream'.; see: .*"),
+        ("probe bridge --on brigde", "Invalid value .*: 'brigde' is not one of 'egodex', .*mean 'bridge'.; see: .*"),
         ("prep nope", "no source named 'nope'; known: egodex, bridge, lerobot, sample"),
-        ("fetch nope", "no source named 'nope'; known: egodex, bridge, lerobot, sample"),
+        ("fetch nope", "no source named 'nope'; known: egodex, bridge, lerobot, sample, encoders"),
         ("fetch --part 9", "egodex has no part '9'; known: 1, 2, .*"),
         ("fetch encoders", "encoders and --encoder go together; type: avrl fetch encoders --encoder dinov2"),
         ("pretrain", "Missing argument 'objective'.*; see: avrl pretrain --help"),
@@ -539,6 +557,18 @@ def test_like_takes_what_was_not_typed(inside, lab):
     assert "image_size: 32 -> 224; on_error: drop -> fail" in said.err
 
 
+def test_like_takes_a_name_of_the_cache(inside, lab):
+    place, _, done = lab
+    ref = Path(done.stdout.strip()).name
+    for name in (ref, ref[:-3], f"egodex-part1@{ref[-6:]}"):
+        assert inside("prep", "--like", name, "--dry-run", "--cache", place / "cache").err.startswith("hit ")
+    said = inside("prep", "--like", "nope", "--cache", place / "cache")
+    assert said.code == 3
+    assert one_line(said.err).endswith(
+        "no frames named 'nope' in " + f"{place / 'cache'}; see what there is: avrl report cache"
+    )
+
+
 def test_like_refuses_what_is_no_manifest_of_this_verb(inside, lab, tmp_path):
     place, fetched, _ = lab
     said = inside("prep", "--like", place / fetched.stdout.strip())
@@ -631,6 +661,40 @@ def test_control_c(tmp_path):
     assert list(tmp_path.glob("cache/frames/.partial-*/scratch/*.json"))
 
 
+EARLY = """if True:
+    import os, runpy, signal, sys
+
+    class Interrupt:
+        def __init__(self, at):
+            self.at = at
+
+        def find_spec(self, name, path=None, target=None):
+            if name == self.at:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    sys.meta_path.insert(0, Interrupt(sys.argv.pop(1)))
+    runpy.run_module("avrl_cli", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize("module", ["avrl_cli.app", "typer", "avrl.stages.fetch", "avrl_cli.report", "rich.console"])
+def test_control_c_while_the_modules_load(tmp_path, module):
+    command = [sys.executable, "-c", EARLY, module, "--help"]
+    done = subprocess.run(command, cwd=tmp_path, env=CLEAN, capture_output=True, encoding="utf-8")
+    assert done.returncode == 130
+    assert one_line(done.stderr) == "interrupted; the same command goes on from here"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_a_result_that_cannot_be_written_is_told(lab, more):
+    command = [sys.executable, "-m", "avrl_cli", *DONE, "-q", *more]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, cwd=lab[0], env=CLEAN, stdout=full, stderr=subprocess.PIPE, encoding="utf-8")
+    assert done.returncode == 6
+    assert re.fullmatch("no space left on device: what stdout .*", one_line(done.stderr))
+
+
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGUSR1], ids=["SIGTERM", "SIGUSR1"])
 def test_a_schedulers_word_to_stop(signum, tmp_path):
     process = begun(tmp_path)
@@ -666,6 +730,29 @@ def test_a_garbled_zip(inside, tmp_path):
     said = inside("fetch", "-q", "--from", "copy")
     assert said.code == 8
     assert "part1.zip is cut short or damaged" in one_line(said.err)
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_a_damaged_zip_of_the_cache_is_fetched_again_once_its_folder_is_gone(inside, more):
+    """Until then `avrl fetch` has nothing to do."""
+    assert inside("fetch", "sample", "-q").code == 0
+    (path,) = Path("cache/raw").glob("egodex-*/sample.zip")
+    path.unlink()
+    path.touch()
+    said = inside("prep", "sample", *more)
+    command, _, rest = one_line(said.err).rpartition("; ")[0].rpartition("; ")[2].partition(" and ")
+    assert (said.code, command, rest) == (8, f"rm -r {path.parent}", "fetch it again")
+    subprocess.run(command, shell=True, check=True)
+    assert inside("fetch", "sample", "-q").code == 0
+    assert path.stat().st_size
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_a_rate_that_does_not_divide_is_a_slip_and_no_damage(inside, more):
+    assert inside("fetch", "sample", "-q").code == 0
+    said = inside("prep", "sample", "--fps", "7", "--workers", "1", *more)
+    assert said.code == 2
+    assert one_line(said.err).endswith(" has 30 frames per second, of which 7 is no whole part; try --fps 7.5")
 
 
 def test_the_library_needs_no_command_line():

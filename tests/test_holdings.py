@@ -23,6 +23,7 @@ from avrl.holdings import (
     DAMAGED,
     FINISHED,
     FOREIGN,
+    LOG,
     OLD,
     ORPHANED,
     SCORED,
@@ -107,10 +108,16 @@ def test_damage_and_strangers_are_a_line_each_not_a_crash(cache):
     (made["frames"].root / MANIFEST).write_text("{")
     (cache.root / "features" / "stray").mkdir()
     (cache.root / "notes" / "deep").mkdir(parents=True)
+    (cache.root / "tensorboard" / "run-1").mkdir(parents=True)
     (cache.root / "README.md").write_text("x")
     (cache.root / ".git").mkdir()
     states = {one.place: one.state for one in survey(cache) if one.state != FINISHED}
-    assert states == {place(made["frames"]): DAMAGED, "features/stray": FOREIGN, "notes": FOREIGN}
+    assert states == {
+        place(made["frames"]): DAMAGED,
+        "features/stray": FOREIGN,
+        "notes": FOREIGN,
+        "tensorboard/run-1": LOG,
+    }
     found = reasons(cache)
     assert found[place(made["frames"])] == BROKEN
     assert "notes" not in found
@@ -198,4 +205,6 @@ def test_no_cache_and_misplaced_options_are_refused(tmp_path):
     assert not Path(tmp_path / "none").exists()
     early = avrl(Cache(tmp_path), "--json", "cache")
     assert early.exception.exit_code == 2
-    assert "report cache --json" in early.exception.next_step
+    assert early.exception.next_step == "type: root report cache --json"
+    early = avrl(Cache(tmp_path), "--only", "bridge", "cache")
+    assert early.exception.next_step == "leave it out: cache has none"

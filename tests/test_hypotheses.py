@@ -99,6 +99,50 @@ def test_an_ablation_is_compared_with_the_whole_of_the_same_budget(cache):
     assert found(judge(compares(cache, *rows), [whole, longer]), PARTS)["m-only"] == NOT_COMPARABLE
 
 
+def decides(table, hypothesis):
+    rows = table.numbers.filter(pl.col("hypothesis").str.starts_with(hypothesis))
+    return dict(rows.select("who", "decides").iter_rows())
+
+
+def named(cache, folder, **config):
+    """A checkpoint of this configuration in a folder of this name."""
+    (one,) = train(cache, Training(objective="two-stream"))
+    root = shutil.copytree(one.root, one.root.with_name(folder))
+    return replace(one, root=root, manifest=replace(one.manifest, config={**one.manifest.config, **config}))
+
+
+def test_what_would_decide_an_ablation_is_of_the_budget_that_is_there(cache):
+    whole, longer = named(cache, "two-stream-abcdef"), named(cache, "two-stream-123456", steps=9)
+    part = named(cache, "two-stream-m-only-fedcba", ablate="m-only")
+
+    def told(*checkpoints):
+        return decides(judge(compares(cache, OURS, *FLOORS), checkpoints), PARTS)["m-only"]
+
+    make, probe = "avrl pretrain two-stream", "avrl probe bridge --encoder"
+    like = f"{make} --like two-stream@abcdef --ablate m-only"
+    assert told() == f"{make}; {make} --ablate m-only; {probe} two-stream,two-stream-m-only"
+    assert told(whole) == f"{like}; {probe} two-stream@abcdef,two-stream-m-only"
+    assert told(longer, part) == f"{make} --like two-stream@123456 --ablate m-only"
+    assert told(longer, whole, part) == f"{probe} two-stream@abcdef,two-stream-m-only@fedcba"
+    again = f"{make} --like two-stream-m-only@fedcba --ablate none --exchanges 2"
+    assert told(part) == f"{again}; {probe} two-stream,two-stream-m-only@fedcba"
+
+
+def test_what_would_decide_names_models_as_the_probe_takes_them(cache):
+    given = [named(cache, "two-stream-abcdef"), named(cache, "two-stream-123456", steps=9)]
+    table = judge(compares(cache, *FLOORS), given)
+    made = "avrl pretrain single-stream; avrl pretrain videomae; avrl probe"
+    names = "two-stream@abcdef,two-stream@123456"
+    assert set(decides(table, "Order").values()) == {f"{made} order --encoder {names},single-stream,videomae"}
+    assert set(decides(table, "Flow").values()) == {f"avrl probe flow --encoder {names},dinov2"}
+
+
+def test_hypotheses_of_a_probe_that_was_not_asked_for_are_left_out(cache):
+    table = judge(compares(cache, *FLOORS), [], ["flow", "bridge"])
+    left = [name.split()[0].strip(":") for name in table.numbers["hypothesis"].unique(maintain_order=True)]
+    assert left == ["The", "Actions", "Flow", "Two-Stream"]
+
+
 @pytest.mark.parametrize(
     ("training", "verdict"),
     [

@@ -16,7 +16,7 @@ from avrl import plan, store
 from avrl.artifact import SCRATCH
 from avrl.cache import Cache
 from avrl.episodes import View
-from avrl.errors import DiskFullError, IntegrityError
+from avrl.errors import ConfigError, DiskFullError, IntegrityError
 from avrl.frames import Job
 from avrl.stage import run
 from avrl.stages import fetch, prep
@@ -120,8 +120,15 @@ def test_what_was_decoded_to_know_is_not_decoded_again(cache, raw, monkeypatch):
     assert SCRATCH not in {path.name for path in whole.root.iterdir()}
 
 
-def test_where_nothing_decodes_there_is_no_plan(cache, raw):
-    with pytest.raises(IntegrityError, match=r"none decodes: .* of which 7 is no whole part"):
+def test_where_nothing_decodes_there_is_no_plan(tmp_path):
+    there = clips.egodex(tmp_path / "copy", {"a/0": (clips.episode(9)[0][:-400], clips.episode(9)[1])})
+    (tmp_path / "scratch").mkdir()
+    with pytest.raises(IntegrityError, match=r"of 1 episode none decodes: .* does not decode.*; fetch it again$"):
+        plan.estimate(Job("egodex", there, tmp_path / "scratch", View(32), 90, drop=True), workers=1)
+
+
+def test_a_rate_that_does_not_divide_is_no_damage(cache, raw):
+    with pytest.raises(ConfigError, match=r"of which 7 is no whole part; try --fps 7.5"):
         prep.plan(config(fps=7.0), {"raw": raw}, cache)
 
 

@@ -67,8 +67,23 @@ def test_only_keeps_floors_and_twins(tmp_path):
     assert only(scores, ["videomae"]) == [*scores[:2], *scores[4:8]]
     assert only(scores, ["bridge", "two-stream"]) == scores[2:8]
     assert only(scores, ["flow"]) == scores[8:]
-    with pytest.raises(ConfigError, match="probes bridge, flow; encoders dinov2, two-stream, videomae"):
+    with pytest.raises(
+        ConfigError, match="no scores of it; there are probes bridge, flow; encoders dinov2, two-stream, videomae"
+    ):
         only(scores, ["nope"])
+
+
+def test_only_takes_checkpoints_by_the_names_that_reports_give_them(tmp_path):
+    refs = [f"two-stream-tiny-{'ab' * 3}123456", f"two-stream-tiny-{'ab' * 3}654321"]
+    ours = [Row(checkpoint=ref, init=init) for ref in refs for init in ("trained", "random")]
+    scores = score(Cache(tmp_path), *ours, *FLOORS)
+    for name in (refs[0], refs[0][:-3], "two-stream@123456"):
+        assert only(scores, [name]) == [*scores[:2], *scores[4:]]
+    assert only(scores, [refs[0], "two-stream@654321"]) == only(scores, ["two-stream"]) == scores
+    with pytest.raises(ConfigError, match="--only two-stream-t: several runs fit: two-stream-tiny-ababab123456, "):
+        only(scores, ["two-stream-t"])
+    with pytest.raises(ConfigError, match="--only two-stream@9: no scores of it"):
+        only(scores, ["two-stream@9"])
 
 
 def test_a_report_of_some_and_a_comparison_write_where_they_should(cache, said):
@@ -78,7 +93,12 @@ def test_a_report_of_some_and_a_comparison_write_where_they_should(cache, said):
     assert {(one["encoder"], one["encoder_b"]) for one in rows} == {("two-stream", "videomae")}
     assert said("--compare", str(cache.root), str(cache.root), "--only", "videomae").stdout.count("equal") == 21
     assert sorted(cache.root.rglob("*")) == before
+    ends = [one.ref[-6:] for one in cache.artifacts("checkpoints") if one.ref.startswith("two-stream")]
+    assert said("--compare", f"two-stream@{ends[0]}", "videomae", "--format", "json").stdout == text.stdout
     few = said("--only", "videomae,bridge").stdout
+    assert "Actions are told better" in few
+    assert "Flow:" not in few
+    assert "Flow:" in said("--only", "videomae").stdout
     assert "videomae" in few
     assert "single-stream · " not in few  # only among those that converge
 

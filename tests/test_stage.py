@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Annotated
 
 import numpy as np
 import polars as pl
@@ -18,6 +19,7 @@ from tiny import FEW, LONG, TINY, Tiny
 
 from avrl.artifact import MANIFEST, SCRATCH, verify
 from avrl.cache import Cache
+from avrl.config import Opt
 from avrl.errors import BusyError, ConfigError, DiskFullError, IntegrityError
 from avrl.stage import Built, Stage, run, why
 
@@ -164,6 +166,8 @@ def test_why_names_the_changed_field_of_the_nearest(cache):
     run(TINY, Tiny(case="upper", lines=9, sizes=(1,)), {}, cache)
     assert why(TINY, Tiny(lines=5), {}, cache) == ["lines: 3 -> 5"]
     assert why(TINY, Tiny(case="upper", lines=9, sizes=(1, 2)), {}, cache) == ["sizes: [1] -> [1, 2]"]
+    other = dataclasses.replace(TINY, slug=lambda config, inputs: "other-lower")
+    assert why(other, Tiny(lines=5), {}, cache) == ["none of it yet"]
     assert why(TINY, Tiny(lines=5, ends=False), {}, cache) == ["ends: True -> False", "lines: 3 -> 5"]
     assert why(dataclasses.replace(TINY, version=2), Tiny(), {}, cache) == ["version: 1 -> 2"]
 
@@ -171,9 +175,37 @@ def test_why_names_the_changed_field_of_the_nearest(cache):
 def test_why_names_the_changed_input(cache):
     raws = [run(dataclasses.replace(TINY, name="raw"), Tiny(lines=n), {}, cache)[0] for n in (1, 2)]
     run(TINY, Tiny(), {"raw": raws[0]}, cache)
-    digests = [raw.digest[:12] for raw in raws]
+    digests = [raw.digest[:6] for raw in raws]
     assert why(TINY, Tiny(), {"raw": raws[1]}, cache) == [f"input raw: {digests[0]} -> {digests[1]}"]
-    assert why(TINY, Tiny(), {}, cache) == [f"input raw: {digests[0]} -> None"]
+    assert why(TINY, Tiny(), {}, cache) == [f"input raw: {digests[0]} -> none"]
+
+
+def test_why_counts_many_inputs_of_one_role(cache):
+    raws = [run(dataclasses.replace(TINY, name="raw"), Tiny(lines=n), {}, cache)[0] for n in range(1, 6)]
+
+    def numbered(*some):
+        return {f"scores-{at:02d}": one for at, one in enumerate(some)}
+
+    run(TINY, Tiny(), numbered(raws[4]), cache)
+    run(TINY, Tiny(), numbered(*raws[1:3]), cache)
+    assert why(TINY, Tiny(), numbered(*raws[:4]), cache) == ["2 more scores"]
+    assert why(TINY, Tiny(), numbered(raws[0], raws[2]), cache) == ["1 more score, 1 fewer score"]
+    assert why(TINY, Tiny(), numbered(raws[2], raws[1]), cache) == ["scores: in another order"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Whose:
+    """A request about somebody."""
+
+    encoder: Annotated[str, Opt("Whose")] = ""
+    weights: Annotated[str, Opt("Digest")] = ""
+
+
+def test_why_compares_with_nobody_elses(cache):
+    stage = dataclasses.replace(TINY, config=Whose, slug=lambda *_: "it", build=lambda *_: Built())
+    run(stage, Whose(encoder="pixels-16"), {}, cache)
+    assert why(stage, Whose(encoder="dinov2", weights="a" * 64), {}, cache) == ["none of it yet"]
+    assert why(stage, Whose(encoder="pixels-16", weights="a" * 64), {}, cache) == ["weights: none -> aaaaaa"]
 
 
 def test_why_tells_of_a_beginning(cache):

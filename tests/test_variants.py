@@ -71,7 +71,7 @@ def test_the_plans_settings_are_the_defaults_and_are_told():
     config = PretrainConfig()
     assert (config.size, config.image_size, config.decoder, config.ablate) == ("base", 224, "bottleneck", "none")
     assert recipe(config).sentence() == (
-        "30 epochs of 100 pairs an episode, global batch 24; AdamW, lr 0.0001, warm-up 1 epochs, weight decay 0.05; "
+        "30 epochs of 100 pairs an episode, global batch 24; AdamW, lr 0.0001, warm-up 1 epoch, weight decay 0.05; "
         "gaps 1 to 10, p ~ 0.8^(gap-1), weighted 0.5^(gap-1) in the loss; seed 0"
     )
     assert recipe(PretrainConfig(objective="videomae")).network["mask_ratio"] == 0.75

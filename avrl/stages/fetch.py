@@ -15,8 +15,8 @@ from urllib.parse import quote
 
 from avrl.addresses import origin_of, require_bucket
 from avrl.artifact import SCRATCH
-from avrl.cache import Cache, hours, size
-from avrl.config import Opt
+from avrl.cache import Cache, counted, hours, size
+from avrl.config import AT_LEAST_0, AT_LEAST_1, Opt, require_ranges
 from avrl.errors import ConfigError, IntegrityError
 from avrl.locks import accept, sums_of
 from avrl.sources import SAMPLE, UNPUBLISHED, source
@@ -67,10 +67,7 @@ def settled(config: FetchConfig) -> FetchConfig:
         module.remote_files(parts)  # refuses, before there is a partial folder
     if "sample" in parts and not origin:
         raise ConfigError("the sample is bundled, not published", "type: avrl fetch sample")
-    if config.workers < 1:
-        raise ConfigError(f"workers must be at least 1, got {config.workers}")
-    if config.episodes < 0:
-        raise ConfigError(f"--episodes {config.episodes} is less than none")
+    require_ranges(config, {"workers": AT_LEAST_1, "episodes": AT_LEAST_0, "price": AT_LEAST_0})
     if config.stream and (origin.startswith("/") or origin == "sample"):
         raise ConfigError(f"{origin} is on this disk: nothing has to be streamed", "leave --stream out")
     if config.mirror:
@@ -102,19 +99,21 @@ def expect(config: FetchConfig, cache: Cache) -> str:
     place = _place(config)
     if _some(config) or config.stream:
         chosen = [one for members in _choice(config).values() for one in members]
-        told = f"{sum(one.filename.endswith('.mp4') for one in chosen)} clips, {size(_bytes(chosen))} to fetch"
+        told = (
+            f"{counted(sum(one.filename.endswith('.mp4') for one in chosen), 'clip')}, {size(_bytes(chosen))} to fetch"
+        )
         if not config.stream:
             partial = cache.partial(STAGE.name, _slug(config, {}), key)
             _require_room(config, chosen, cache, partial)
         kept = ", of which nothing is kept" if config.stream else ""
         return f"{told}{kept}: {_hours(_bytes(chosen), config.price)}"
     if place:
-        return f"{len(module.local_files(place, config.part))} files of {place} linked, nothing copied"
-    n_files = len(module.remote_files(config.part))
+        return f"{counted(len(module.local_files(place, config.part)), 'file')} of {place} linked, nothing copied"
+    files = counted(len(module.remote_files(config.part)), "file")
     if config.origin:
-        return f"{n_files} files; the mirror tells their sizes when asked"
+        return f"{files}; the mirror tells their sizes when asked"
     n_bytes = _require_space(config, cache, cache.partial(STAGE.name, _slug(config, {}), key))
-    return f"{n_files} files, {size(n_bytes)} to fetch: {_hours(n_bytes, config.price)}"
+    return f"{files}, {size(n_bytes)} to fetch: {_hours(n_bytes, config.price)}"
 
 
 def _hours(n_bytes: int, price: float) -> str:

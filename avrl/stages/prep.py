@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from avrl.addresses import require_bucket
 from avrl.artifact import SCRATCH
 from avrl.cache import Cache
-from avrl.config import Opt
+from avrl.config import AT_LEAST_0, Opt, require_ranges
 from avrl.errors import ConfigError
 from avrl.stage import Built, Inputs, Stage
 
@@ -53,8 +53,7 @@ class PrepConfig:
             raise ConfigError(f"--image-size {self.image_size} is not a multiple of 16 px", "try 224")
         if self.mirror:
             require_bucket(self.mirror)
-        if self.fps < 0:
-            raise ConfigError(f"--fps {self.fps:g} is less than none", "try 10, or 0 for all")
+        require_ranges(self, dict.fromkeys(("fps", "workers", "price"), AT_LEAST_0))
         if self.shard:
             match = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", self.shard)
             if not match or int(match[1]) > int(match[2]):

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from avrl.addresses import require_bucket
 from avrl.cache import PARTIAL
-from avrl.config import Opt, as_json, seconds
+from avrl.config import AT_LEAST_0, AT_LEAST_1, Opt, Ranges, as_json, require_ranges, seconds
 from avrl.errors import ConfigError
 from avrl.stage import Built, Inputs, Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
     from avrl.artifact import Artifact
@@ -31,14 +31,11 @@ MEANT_FOR = {  # options that are refused with any other objective
     "num_frames": ("videomae",),
     "mask_ratio": ("videomae",),
 }
-RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
-    **dict.fromkeys(
-        ("epochs", "pairs_per_episode", "batch_size", "max_gap", "gpus", "accumulate"),
-        (lambda n: n >= 1, "is less than 1"),
-    ),
+RANGES: Ranges = {
+    **dict.fromkeys(("epochs", "pairs_per_episode", "batch_size", "max_gap", "gpus", "accumulate"), AT_LEAST_1),
     **dict.fromkeys(
         ("look_every", "probe_every", "workers", "weight_decay", "warmup_epochs", "save_minutes", "frames_cap"),
-        (lambda n: n >= 0, "is less than 0"),
+        AT_LEAST_0,
     ),
     "lr": (lambda x: x > 0, "is not above 0"),
     **dict.fromkeys(("sample_decay", "loss_decay"), (lambda x: 0 < x <= 1, "is not in (0, 1]")),
@@ -107,9 +104,7 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         if self.image_size < 16 or self.image_size % 16:
             raise ConfigError(f"--image-size {self.image_size} is not a multiple of 16 px", "try 224")
-        for name, (fits, words) in RANGES.items():
-            if not fits(getattr(self, name)):
-                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)} {words}")
+        require_ranges(self, RANGES)
         _require_somewhere_to_keep(self)
         if self.gaps != "ratio" and self.sample_decay != PretrainConfig.sample_decay:
             raise ConfigError(f"--sample-decay {self.sample_decay} has no part in --gaps {self.gaps}", "leave it out")

@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from avrl.config import Opt
+from avrl.cache import means
+from avrl.config import AT_LEAST_0, Opt, require_ranges
 from avrl.errors import ConfigError
 from avrl.stage import Built, Inputs, Stage
 
@@ -30,13 +31,14 @@ class ReportConfig:
 
     price: Annotated[float, Opt("Dollars a GPU hour, for the cost of each encoder", unit="$")] = 0.0
 
+    probes: Annotated[tuple[str, ...], Opt("Hypotheses of these probes alone; empty: of all", hidden=True)] = ()
+
     lang: Annotated[Literal["en", "ko"], Opt("Language of the fixed words: English or Korean")] = "en"
 
     def __post_init__(self) -> None:
         if self.resamples < 100:
-            raise ConfigError(f"resamples={self.resamples} is too few for a 95% interval", "use at least 100")
-        if self.price < 0:
-            raise ConfigError(f"price={self.price} is less than nothing")
+            raise ConfigError(f"--resamples {self.resamples} is too few for a 95% interval", "use at least 100")
+        require_ranges(self, {"price": AT_LEAST_0})
 
 
 def inputs(
@@ -53,24 +55,28 @@ def inputs(
 
 
 def only(scores: Sequence[Artifact], words: Sequence[str]) -> list[Artifact]:
-    """The scores of the probes and encoders that are named; floors and ceilings stay, twins go with their encoder.
+    """The scores of the probes, encoders and runs that are named; floors and ceilings stay, twins with their encoder.
 
     Raises:
-        ConfigError: a word names neither.
+        ConfigError: a word names none of them, or several runs.
     """
-    asked = [(str(one.manifest.config["probe"]), str(one.manifest.config["encoder"])) for one in scores]
-    fixed = [one.manifest.config["init"] == "none" for one in scores]
-    probes = {probe for probe, _ in asked}
-    encoders = {encoder for (_, encoder), alone in zip(asked, fixed, strict=True) if not alone}
-    for word in words:
-        if word not in probes | encoders:
+    configs = [one.manifest.config for one in scores]
+    probes = {str(one["probe"]) for one in configs}
+    encoders = {str(one["encoder"]) for one in configs if one["init"] != "none"}
+    runs, whose = {str(one.get("checkpoint", "")) for one in configs} - {""}, encoders & {*words}
+    for word in {*words} - probes - encoders:
+        fits = [one for one in sorted(runs) if one == word] or [one for one in sorted(runs) if means(word, one)]
+        if len(fits) != 1:
             there = f"probes {', '.join(sorted(probes))}; encoders {', '.join(sorted(encoders))}"
-            raise ConfigError(f"--only {word}: no scores of it", f"there are {there}")
-    some, whose = probes.intersection(words) or probes, encoders.intersection(words) or encoders
+            several = f"several runs fit: {', '.join(fits)}" if fits else "no scores of it"
+            raise ConfigError(f"--only {word}: {several}", f"there are {there}")
+        whose |= {*fits}
+    some = probes & {*words} or probes
     return [
         one
-        for one, (probe, encoder), alone in zip(scores, asked, fixed, strict=True)
-        if probe in some and (alone or encoder in whose)
+        for one, of in zip(scores, configs, strict=True)
+        if of["probe"] in some
+        and (not whose or of["init"] == "none" or {of["encoder"], of.get("checkpoint", "")} & whose)
     ]
 
 
@@ -86,7 +92,9 @@ def _build(config: ReportConfig, given: Inputs, folder: Path) -> Built:
         [one for role, one in given.items() if role.startswith(kind)] for kind in (SCORES, CHECKPOINTS, ANCESTORS)
     )
     with speaking(config.lang):
-        return Built(facts=report.write(folder, scores, checkpoints, config.resamples, ancestors, config.price))
+        return Built(
+            facts=report.write(folder, scores, checkpoints, config.resamples, ancestors, config.price, config.probes)
+        )
 
 
 STAGE = Stage(name="tables", version=7, config=ReportConfig, slug=_slug, build=_build)

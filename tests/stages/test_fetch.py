@@ -248,14 +248,15 @@ def test_killed_anywhere_the_digest_is_that_of_an_undisturbed_run(seed, cache, c
         ({"source": "droid"}, "no source named 'droid'"),
         ({"part": ("sample",)}, "type: avrl fetch sample"),
         ({"origin": "ftp://host/egodex"}, "is no address to fetch from"),
-        ({"episodes": -1}, "--episodes -1 is less than none"),
+        ({"episodes": -1}, "--episodes -1 is less than 0"),
         ({"mirror": "https://me:canary@host/"}, "is no address of S3"),
         ({"mirror": "s3://me:canary@bucket/x"}, "is no address of S3"),
         ({"origin": "/tmp", "stream": True}, "nothing has to be streamed"),
         ({"origin": "http:///x"}, "is no address to fetch from"),
         ({"origin": "https://host/?sig=canary"}, "holds a query or password"),
         ({"origin": "https://me:canary@host/"}, "holds a query or password"),
-        ({"workers": 0}, "workers must be at least 1"),
+        ({"workers": 0}, "--workers 0 is less than 1"),
+        ({"price": -1.0}, "--price -1.0 is less than 0"),
     ],
 )
 def test_requests_that_make_no_sense(values, words):
@@ -307,7 +308,7 @@ def test_a_dry_run_tells_what_would_come_and_makes_nothing(avrl, cache, copy, mo
     assert "linked, nothing copied" in avrl("--from", str(copy), "--dry-run").stderr
     document = json.loads(avrl("bridge", "--from", "http://mirror.invalid/", "--dry-run", "--json").stdout)
     assert document["artifacts"][0]["slug"] == "bridge-train-val"
-    assert "1154 files" in document["artifacts"][0]["expect"]
+    assert "1,154 files" in document["artifacts"][0]["expect"]
     assert not cache.root.exists()
 
 
