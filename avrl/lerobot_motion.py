@@ -15,6 +15,7 @@ import numpy as np
 
 from avrl.errors import ConfigError, IntegrityError
 from avrl.labels import GROUPS, Target, starts, wrapped
+from avrl.lerobot import ACTION, STATE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from avrl.episodes import Episode
     from avrl.lerobot import Dataset
 
-STATE, ACTION = "observation.state", "action"
 KINDS = {STATE: "state_", ACTION: "action_"}  # a column of the data set -> how those of labels.parquet begin
 GRIPPER, OTHER = "gripper", "motion"
 HALF_TURN = np.pi * 1.001  # rad; what rounding adds
