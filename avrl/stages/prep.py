@@ -71,11 +71,14 @@ def _slug(config: PrepConfig, inputs: Inputs) -> str:
 
 
 def _build(config: PrepConfig, inputs: Inputs, out: Path) -> Built:
+    from avrl.copies import require_same
     from avrl.frames import prepare
     from avrl.video import chain
 
     cache, job, share = Cache(out.parent.parent), _job(config, inputs, out / SCRATCH), _share(config)
     partials = _partials(config, inputs, cache)
+    if not partials:  # where there are shares, they have looked, and are linked
+        require_same(inputs["raw"])
     planned = out / SCRATCH / "planned"  # to fit
     if cache.free() < AMPLE * inputs["raw"].manifest.facts.get("bytes", 0) and not planned.exists():
         _plan(config, inputs, job, partials, cache)

@@ -91,8 +91,10 @@ def looks(config: ScoresConfig) -> bool:
 
 
 def _build_labels(config: LabelsConfig, inputs: Inputs, out: Path) -> Built:
+    from avrl.copies import require_same
     from avrl.labels import extract
 
+    require_same(inputs["raw"])  # else labels of what is now would stand beside frames of what was
     return Built(extract(inputs["raw"].root, inputs["frames"].root, out, inputs["raw"].manifest.config["source"]))
 
 
