@@ -41,7 +41,7 @@ LAYERS = {
     """,
     "nouns": """
         avrl.episodes avrl.frames avrl.plan avrl.packing avrl.workers avrl.pairs avrl.augment avrl.store
-        avrl.labels avrl.hand_motion avrl.lerobot_motion
+        avrl.labels avrl.hand_motion avrl.lerobot_motion avrl.scratch
         avrl.codec avrl.video avrl.stills avrl.claims avrl.lerobot avrl.pickles
         avrl.http avrl.server avrl.s3 avrl.mirror avrl.zips avrl.remotezip avrl.members avrl.locks avrl.remotestore
         avrl.addresses avrl.copies avrl.remotetensors
