@@ -75,10 +75,9 @@ def _build(config: PrepConfig, inputs: Inputs, out: Path) -> Built:
     from avrl.frames import prepare
     from avrl.video import chain
 
+    require_same(inputs["raw"])
     cache, job, share = Cache(out.parent.parent), _job(config, inputs, out / SCRATCH), _share(config)
     partials = _partials(config, inputs, cache)
-    if not partials:  # where there are shares, they have looked, and are linked
-        require_same(inputs["raw"])
     planned = out / SCRATCH / "planned"  # to fit
     if cache.free() < AMPLE * inputs["raw"].manifest.facts.get("bytes", 0) and not planned.exists():
         _plan(config, inputs, job, partials, cache)
