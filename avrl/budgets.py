@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from avrl.encoders.pins import network
 from avrl.tables import Table
 from avrl.words import say
 
@@ -51,7 +52,7 @@ def encoders(
     rows = []
     for row in found.iter_rows(named=True):
         ours = known.get(row["checkpoint"])
-        cost = _cost(ours, others, price) if ours else {"encoder_parameters": outside.get(row["encoder"])}
+        cost = _cost(ours, others, price) if ours else {"encoder_parameters": outside.get(network(row["encoder"]))}
         rows.append({**{name: row[name] for name in ("encoder", "checkpoint", "kind", "licence")}, **cost})
     frame = pl.DataFrame(rows, schema=NUMBERS)
     return Table(

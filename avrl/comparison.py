@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from avrl.encoders.pins import network
 from avrl.errors import IntegrityError
 from avrl.labels import TARGETS
 from avrl.words import say
@@ -38,6 +39,7 @@ _SINCE_3 = {
     "train": "all",
     "solver": "ridge",
     "licence": "",
+    "weights": "",
     "verdict": "",
 }  # columns that scores of before lack, and what they mean
 _NUMBERS = ["gap_s", "value", "low", "high", "alpha"]
@@ -201,18 +203,20 @@ def _apart(head: dict[str, Any], first: dict[str, Any]) -> str:
 def _ordered(scores: pl.DataFrame) -> pl.DataFrame:
     """Reading order: our encoders, each beside its untrained twin, then outside ones, then floors."""
     rank = ranks(tuple(KINDS))
-    order = ["_family", "_floor", "encoder", "_readout", "readout", "pairing", "_checkpoint", "_init"]
+    order = ["_family", "_floor", "_network", "_readout", "readout", "pairing", "_checkpoint", "_init", "encoder"]
     return (
         scores.with_columns(
             _init=pl.col("init").replace_strict(rank, default=len(rank), return_dtype=pl.Int64),
             _readout=pl.col("readout").replace_strict(ranks(READOUTS), default=99, return_dtype=pl.Int64),
             # A twin that names no checkpoint stands behind all that it may be the twin of.
             _checkpoint=pl.when(pl.col("checkpoint") == "").then(pl.lit("~")).otherwise("checkpoint"),
+            # One twin stands for an encoder with the published weights and for it with others.
+            _network=pl.col("encoder").map_elements(network, pl.String),
             _floor=pl.col("encoder").replace_strict(ranks(FLOORS), default=99, return_dtype=pl.Int64),
         )
-        .with_columns(_family=pl.col("_init").min().over("encoder"))
+        .with_columns(_family=pl.col("_init").min().over("_network"))
         .sort(*order, "scores", maintain_order=True)  # stable, or two reports differ in bytes
-        .drop("_family", "_floor", "_readout", "_checkpoint", "_init")
+        .drop("_family", "_floor", "_network", "_readout", "_checkpoint", "_init")
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import warnings
 from typing import TYPE_CHECKING
 
@@ -29,11 +30,15 @@ def accelerator_of(device: str, precision: str) -> Accelerator:
         precision: ``fp32``, ``bf16``, or ``auto``: bf16 where the device has it.
 
     Raises:
-        ConfigError: bf16 is asked for where there is none.
+        ConfigError: bf16 is asked for where there is none, or a process would have no GPU of its own.
     """
     from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
-    return Accelerator(
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        require_gpus(device, int(os.environ.get("LOCAL_RANK", "0")) + 1)
+    # Torch 2.13's new word for it still sends them once, and Accelerate does not know it yet.
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+    made = Accelerator(
         cpu=device == "cpu",
         mixed_precision=_precision(device, precision),
         kwargs_handlers=[
@@ -42,6 +47,22 @@ def accelerator_of(device: str, precision: str) -> Accelerator:
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
         ],
     )
+    made.wait_for_everyone()  # the first may still be bringing the run from S3, and NCCL would wait for nobody
+    return made
+
+
+def require_gpus(device: str, needed: int) -> None:
+    """Refuse more processes than there are GPUs: Accelerate would let each train alone, or two share one.
+
+    Raises:
+        ConfigError: this machine has fewer than are needed.
+    """
+    seen = torch.cuda.device_count()
+    if device != "cpu" and seen < needed:
+        raise ConfigError(
+            f"{needed} processes need a GPU each, and torch sees {seen} here",
+            "nvidia-smi tells what is there; --device cpu trains without",
+        )
 
 
 def _precision(device: str, precision: str) -> str:
@@ -72,6 +93,22 @@ def compile_blocks(network: nn.Module) -> None:
     for part in network.modules():
         if isinstance(part, vit.Block):
             part.compile(backend=COMPILER, dynamic=False)
+
+
+@contextlib.contextmanager
+def fitting() -> Iterator[None]:
+    """Tell in a line that the GPU's memory is too small; also a decorator.
+
+    Raises:
+        ConfigError: it is.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"the GPU's memory is too small: {str(error)[:120]}",
+            "raise --accumulate: the same training, in smaller parts",
+        ) from error
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from avrl.intervals import FEWEST
 from avrl.tables import NOT_MEASURED
 from avrl.words import say
 
@@ -22,7 +23,7 @@ class Effect(NamedTuple):
     Attributes:
         verdict: One of `VERDICTS`.
         measure: What the numbers are, in words; without a number, why there is none.
-        ends: The value and its interval; None where there is none.
+        ends: The value and its interval; None where there is none, as of a single episode.
         episodes: Test episodes behind it.
         sample: How much it was measured on, in words.
         decides: What to type or to add; nothing where it is decided.
@@ -53,13 +54,23 @@ def plain(found: Interval) -> tuple[float, float, float]:
 
 
 def judged(
-    measure: str, ends: tuple[float, float, float], episodes: int, wanted: float = 0.0, form: str = "{:+.3f}"
+    measure: str,
+    ends: tuple[float, float | None, float | None],
+    episodes: int,
+    wanted: float = 0.0,
+    form: str = "{:+.3f}",
 ) -> Effect:
     """Pass above what is wanted, fail below; undecided says how many episodes would tell, if the value stays.
+
+    Without an interval nothing is decided, whatever the value.
 
     The half-width of an interval shrinks as one over the root of the number of episodes.
     """
     value, low, high = ends
+    sample = say("{episodes} test episodes", episodes=f"{episodes:,}")
+    if episodes < FEWEST or low is None or high is None or math.isnan(low + high):
+        decides = say("some {n} test episodes, if the effect stays", n=f"{FEWEST:,}")
+        return Effect(UNDECIDED, measure, (value, None, None), episodes, sample, decides, form)
     verdict = PASS if low > wanted else FAIL if high < wanted else UNDECIDED
     decides, apart = "", abs(value - wanted)
     times = ((high - low) / 2 / apart) ** 2 if apart else math.inf
@@ -67,7 +78,6 @@ def judged(
         decides = say("some {n} test episodes, if the effect stays", n=f"{_rounded(episodes * max(times, 1)):,}")
     elif verdict == UNDECIDED:
         decides = say("too small to decide: over 100 times the episodes")
-    sample = say("{episodes} test episodes", episodes=f"{episodes:,}")
     return Effect(verdict, measure, ends, episodes, sample, decides, form)
 
 

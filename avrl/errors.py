@@ -5,6 +5,8 @@ The exit code belongs to the error's class, so scripts and schedulers can tell a
 
 from __future__ import annotations
 
+VERDICT = "AVRL_VERDICT"  # names a file: there a Slurm script learns of what is not worth another try
+
 
 class AvrlError(Exception):
     """Base of all errors that are told in one line.

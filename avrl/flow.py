@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from avrl.probes import Given, Task, Who
     from avrl.splits import Split
 
-PROTOCOL = 3
+PROTOCOL = 4
 RESIDUAL = "residual"
 MOTIONS = {"motion": slice(0, 2), RESIDUAL: slice(2, 4)}  # what moves, also a group of R2 -> its columns
 KINDS = {"all": "motion", RESIDUAL: RESIDUAL, "moving": RESIDUAL}  # of errors -> of what

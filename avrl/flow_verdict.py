@@ -12,17 +12,19 @@ import numpy as np
 import polars as pl
 
 from avrl.comparison import ROW, Protocol
+from avrl.effects import FAIL, NOT_COMPARABLE, PASS, UNDECIDED
 from avrl.intervals import interval, weights
+from avrl.outcome import numbers
 from avrl.tables import LABEL, NOT_MEASURED, Table
 from avrl.words import say
 
 REFERENCE, PERCENT = "dinov2", 20.0
-PASS, FAIL, UNDECIDED = "pass", "fail", "undecided"
 METRIC = "epe"
 KINDS = {"all": "", "residual": "residual_"}  # of errors -> how the names of their columns begin
 TOLD = {"verdict": pl.String, **dict.fromkeys(["percent_below", "low", "high"], pl.Float64)}
 NUMBERS: dict[str, Any] = {**dict.fromkeys([*ROW, "kind", "label"], pl.String)}
 NUMBERS |= {begin + name: kind for begin in KINDS.values() for name, kind in TOLD.items()} | {"episodes": pl.Int64}
+NUMBERS |= {"several": pl.String}
 
 
 def percent_below(protocol: Protocol, resamples: int) -> Table | None:
@@ -31,16 +33,21 @@ def percent_below(protocol: Protocol, resamples: int) -> Table | None:
     if found.is_empty():
         return None
     learned = found.filter(pl.col("init").is_in(["trained", "pretrained"]))
-    reference = found.filter(encoder=REFERENCE, init="pretrained").head(1).to_dicts()
+    # With published weights: with others it has another name (`avrl.encoders.pins.named`).
+    published = found.filter(encoder=REFERENCE, init="pretrained")
+    references = published.unique(ROW, keep="first", maintain_order=True).to_dicts()
+    several = _several(protocol, references)
     rows = []
     for row in learned.unique(ROW, keep="first", maintain_order=True).iter_rows(named=True):
         if row["encoder"] == REFERENCE:
             continue
         rows.append({name: row[name] for name in (*ROW, "kind", "label")})
         for kind, begin in KINDS.items():
-            one, *other = (_sums(protocol, which, kind) for which in (row, *reference))
-            told = _compared(one, other[0] if other else None, resamples)
+            one, *other = (_sums(protocol, which, kind) for which in (row, *references[:1]))
+            told = _compared(one, other[0] if other and not several else None, resamples)
+            told |= {"verdict": NOT_COMPARABLE} if several else {}
             rows[-1] |= {"episodes": len(one[0])} | {begin + name: value for name, value in told.items()}
+        rows[-1]["several"] = several
     frame = pl.DataFrame(rows, schema=NUMBERS)
     titles = {"": say("EPE below DINOv2's"), "residual_": say("residual EPE below DINOv2's")}
     view = frame.select(pl.col("label").alias(LABEL), "kind").with_columns(
@@ -54,7 +61,18 @@ def percent_below(protocol: Protocol, resamples: int) -> Table | None:
         percent=f"{PERCENT:.0f}",
         reference=REFERENCE,
     )
+    caption += f" {several}." * bool(several)
     return Table(f"flow-verdict-{protocol.slug}", say("Flow beside DINOv2"), caption, frame.drop("label"), view)
+
+
+def _several(protocol: Protocol, references: list[dict[str, Any]]) -> str:
+    """That DINOv2s of unlike errors are there, and where; empty if there is one, or if they are alike."""
+    errors = [np.concatenate([_sums(protocol, one, kind)[2] for kind in KINDS]) for one in references]
+    if all(one.shape == errors[0].shape and np.allclose(one, errors[0]) for one in errors):
+        return ""
+    refs = ", ".join(f"scores/{one['scores']}" for one in references)
+    text = "{count} {reference} of unlike errors on these pairs, remove all but one: {refs}"
+    return say(text, count=len(references), reference=REFERENCE, refs=refs)
 
 
 def _sums(protocol: Protocol, row: dict[str, Any], kind: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -74,13 +92,16 @@ def _compared(
     drawn = weights(len(one[0]), resamples)
     value = 100 * (1 - one[2].sum() / other[2].sum())  # the same places: their number cancels
     given = interval(np.array(value), 100 * (1 - (drawn @ one[2]) / (drawn @ other[2])), len(one[0]))
-    low, high = float(given.low), float(given.high)
-    verdict = PASS if low >= PERCENT else FAIL if high < PERCENT else UNDECIDED
-    return {"verdict": verdict, "percent_below": float(value), "low": low, "high": high}
+    verdict = PASS if given.low >= PERCENT else FAIL if given.high < PERCENT else UNDECIDED
+    ends = numbers(given)  # without an interval, None: undecided
+    return {"verdict": verdict, "percent_below": ends.pop("value"), **ends}
 
 
 def _said(row: dict[str, Any], begin: str) -> str:
     value, low, high = (row[begin + name] for name in ("percent_below", "low", "high"))
+    if row["several"]:
+        return say("not comparable: several {reference}", reference=REFERENCE)
     if value is None:
-        return say("not measured: no {reference} on these pairs", reference=REFERENCE)
-    return f"{value:+.1f}% [{low:+.1f}, {high:+.1f}] {say(row[begin + 'verdict'])}"
+        return say("not measured: no {reference} as published on these pairs", reference=REFERENCE)
+    shown = f"{value:+.1f}%" + ("" if low is None else f" [{low:+.1f}, {high:+.1f}]")
+    return f"{shown} {say(row[begin + 'verdict'])}"

@@ -75,7 +75,9 @@ def download(
                 f"{file.url} has {file.length} bytes, published are {expect_bytes}",
                 "if it was published anew, correct its size in avrl/sources",
             )
-        there = part.stat().st_blocks * 512 if part.exists() else 0  # an unfinished file is sparse
+        there = 0
+        with contextlib.suppress(FileNotFoundError):  # a twin may finish it at any time
+            there = part.stat().st_blocks * 512  # an unfinished file is sparse
         Cache(target.parent).require_space((file.length or 0) - there, target.name)
         try:
             if file.ranged:
@@ -198,9 +200,10 @@ def _finish(fd: int, target: Path) -> None:
     part, journal = _beside(target)
     os.fsync(fd)
     mine = os.fstat(fd)
-    if part.exists() and os.path.samestat(part.stat(), mine):
-        part.replace(target)
-    elif not (target.exists() and os.path.samestat(target.stat(), mine)):  # else a twin was first, with our bytes
+    with contextlib.suppress(FileNotFoundError):  # a twin was first, with our bytes
+        if os.path.samestat(part.stat(), mine):
+            part.replace(target)
+    if not (target.exists() and os.path.samestat(target.stat(), mine)):
         raise BusyError(f"another avrl has begun {target} anew", "wait for it, or stop it")
     journal.unlink(missing_ok=True)
 

@@ -17,6 +17,7 @@ from avrl.answers import headline
 from avrl.comparison import EVERY, ROW, WHOLE
 from avrl.convergence import converged
 from avrl.effects import NOT_COMPARABLE, VERDICTS, Effect, judged, plain
+from avrl.encoders.pins import network
 from avrl.flow_verdict import PERCENT, percent_below
 from avrl.tables import NOT_MEASURED, Table
 from avrl.verdicts import Row, heads, moving
@@ -111,8 +112,9 @@ def _better(compares: Sequence[Paired], reference: str) -> Iterator[tuple[str, E
 
 
 def _of(protocol: Protocol, reference: str) -> list[Row]:
-    """The rows of a reference that have a headline number, whatever its size or readout."""
+    """The rows of a reference with published weights that have a headline number, whatever its size or readout."""
     rows = heads(protocol).filter(pl.col("value").is_not_null(), init="pretrained").to_dicts()
+    rows = [one for one in rows if one["encoder"] == network(one["encoder"])]
     return [one for one in rows if one["encoder"] == reference or one["encoder"].startswith(f"{reference}-")]
 
 
@@ -143,7 +145,9 @@ def _flow(compares: Sequence[Paired]) -> Iterator[tuple[str, Effect]]:
     if not rows:
         yield "", Effect(NOT_MEASURED, decides="avrl probe flow --encoder two-stream,dinov2")
     for row in rows:
-        if row["percent_below"] is None:
+        if row["several"]:
+            yield row["label"], Effect(NOT_COMPARABLE, row["several"])
+        elif row["percent_below"] is None:
             yield row["label"], Effect(NOT_MEASURED, decides="avrl probe flow --encoder dinov2")
         else:
             ends = (row["percent_below"], row["low"], row["high"])
@@ -165,7 +169,7 @@ def _ordered(compares: Sequence[Paired]) -> Iterator[tuple[str, Effect]]:
             pl.col("encoder").is_in(MODELS), init="trained", group="order", metric="accuracy", split=WHOLE
         )
         for row in rows.filter(dimension="order").iter_rows(named=True):
-            if row["low"] is None:
+            if row["value"] is None:
                 yield row["name"] + gap, Effect(NOT_MEASURED, row["note"])
             else:
                 ends = (row["value"], row["low"], row["high"])

@@ -14,7 +14,7 @@ Bootstrap", 5.3. Without that, 15 episodes gave intervals that held the truth in
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from scipy.special import ndtr, stdtrit
@@ -26,6 +26,7 @@ N_RESAMPLES = 1000
 LEVEL = 0.95
 CONSTANT = 1e-10  # a variance below this share of the mean square is rounding, not movement
 DEFINED = 0.5  # an interval needs this share of resamples in which the target moves at all
+FEWEST = 5  # episodes: no resample of fewer lies as far out as the ends ask for (of 4, 89% hold the truth)
 
 
 class Sums(NamedTuple):
@@ -74,12 +75,40 @@ def r2(
     scikit-learn's ``r2_score`` has it. NaN where the target is constant: no share of no variance.
     """
     every = np.ones((1, len(n_E))) if weights_RE is None else weights_RE
-    n_R1, sse_RK = every @ np.asarray(n_E, np.float64)[:, None], every @ np.asarray(sse_EK, np.float64)
-    sum_y_RK, sum_yy_RK = every @ np.asarray(sum_y_EK, np.float64), every @ np.asarray(sum_yy_EK, np.float64)
-    total_RK = sum_yy_RK - sum_y_RK**2 / np.maximum(n_R1, 1)
-    moves_RK = total_RK > CONSTANT * sum_yy_RK
-    score_RK = np.where(moves_RK, 1 - sse_RK / np.where(moves_RK, total_RK, 1), np.nan)
+    total_RK, sse_RK = spread(n_E, sum_y_EK, sum_yy_EK, every), every @ np.asarray(sse_EK, np.float64)
+    score_RK = 1 - sse_RK / np.where(total_RK > 0, total_RK, np.nan)
     return score_RK[0] if weights_RE is None else score_RK
+
+
+def nmse(sums: Sums, weights_RE: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+    """Squared error over the variance of the target, both summed over dimensions: (1,), or (R,) for R resamples.
+
+    1 is the mean, 0 is perfect; NaN where no dimension moves.
+    """
+    every = np.ones((1, len(sums.n))) if weights_RE is None else weights_RE
+    total_R = spread(sums.n, sums.sum_y, sums.sum_yy, every).sum(1)
+    return np.asarray((every @ sums.sse).sum(1) / np.where(total_R > 0, total_R, np.nan))
+
+
+def mean(total_EK: NDArray[np.float64], n_E: NDArray[np.float64], weights_RE: Any = None) -> NDArray[np.float64]:
+    """Mean over all samples: (K,), or (R, K) for R resamples; NaN where none was drawn, which is no mean of 0."""
+    every = np.ones((1, len(n_E))) if weights_RE is None else weights_RE
+    n_R1 = (every @ n_E)[:, None]
+    mean_RK = (every @ total_EK) / np.where(n_R1 > 0, n_R1, np.nan)
+    return np.asarray(mean_RK[0] if weights_RE is None else mean_RK)
+
+
+def spread(
+    n_E: NDArray[np.float64],
+    sum_y_EK: NDArray[np.float64],
+    sum_yy_EK: NDArray[np.float64],
+    weights_RE: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Squares of the target about its mean, summed over each resample: (R, K); 0 where all there is is rounding."""
+    n_R1 = weights_RE @ np.asarray(n_E, np.float64)[:, None]
+    sum_y_RK, sum_yy_RK = (weights_RE @ np.asarray(one, np.float64) for one in (sum_y_EK, sum_yy_EK))
+    total_RK = sum_yy_RK - sum_y_RK**2 / np.maximum(n_R1, 1)
+    return np.where(total_RK > CONSTANT * sum_yy_RK, total_RK, 0.0)
 
 
 def r2_interval(sums: Sums, weights_RE: NDArray[np.float64], *, mean: bool = False, level: float = LEVEL) -> Interval:
@@ -111,11 +140,12 @@ def difference(
 def interval(value: NDArray[np.float64], drawn: NDArray[np.float64], n_episodes: int, level: float = LEVEL) -> Interval:
     """Expanded percentile interval of any statistic: `value` (...,), `drawn` (R, ...) the same for each resample.
 
-    Resamples in which the statistic is undefined are left out; where they are most, so is the interval.
+    Resamples in which the statistic is undefined are left out; where they are most, or where episodes are fewer than
+    `FEWEST`, so is the interval.
     """
     value, drawn = np.asarray(value, np.float64), np.asarray(drawn, np.float64)
     known = np.isfinite(drawn)
-    usable = np.isfinite(value) & (known.mean(axis=0) >= DEFINED)
+    usable = np.isfinite(value) & (known.mean(axis=0) >= DEFINED) & (n_episodes >= FEWEST)
     filled = np.where(known | ~usable, drawn, np.nan)
     filled = np.where(usable, filled, 0.0)  # nanquantile warns of columns that are all NaN
     low, high = np.nanquantile(filled, ends(n_episodes, level), axis=0)
@@ -135,8 +165,8 @@ def jackknife(value: float, left_out_E: NDArray[np.float64], level: float = LEVE
 
 
 def ends(n_episodes: int, level: float = LEVEL) -> tuple[float, float]:
-    """Quantiles of the resamples between which the interval lies; all of them for a single episode."""
-    if n_episodes < 2:
+    """Quantiles of the resamples between which the interval lies; all of them where there is no interval."""
+    if n_episodes < FEWEST:
         return 0.0, 1.0
     reach = np.sqrt(n_episodes / (n_episodes - 1)) * stdtrit(n_episodes - 1, (1 + level) / 2)
     return float(ndtr(-reach)), float(ndtr(reach))

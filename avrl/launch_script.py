@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from avrl import __version__
-from avrl.errors import ConfigError
+from avrl.errors import VERDICT, ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -109,9 +109,14 @@ def slurm(run: Launch) -> str:
         "",
         f"cd {_quoted(run.folder)} || exit 2",
         f"export AVRL_CACHE={_quoted(run.cache)}",
+        "# Why a process failed for good: srun may only tell that the others were killed then (137).",
+        f'export {VERDICT}="$AVRL_CACHE/.slurm-$SLURM_JOB_ID"',
+        f'rm -f "${VERDICT}"',
         "# If avrl is not on the PATH that you submit with, activate its environment here.",
         f"srun --kill-on-bad-exit=1 --wait=0 --cpus-per-task={cores}{bind} avrl {_line(run.words)}",
         "code=$?",
+        f'[ ! -s "${VERDICT}" ] || code=$(cat "${VERDICT}")',
+        f'rm -f "${VERDICT}"',
         "# 143: stopped and saved. 5, or a process killed (134, 137): another try may help, but not for ever.",
         "case $code in",
         '143) scontrol requeue "$SLURM_JOB_ID" ;;',
@@ -135,14 +140,15 @@ def skypilot(run: Launch) -> str:
     accelerators = [f"  accelerators: A10G:{run.gpus}"] * run.on_gpu
     if any(word.partition("=")[0] == "--like" for word in run.words):
         raise ConfigError("--like names a folder that another machine lacks", "type the options that it stands for")
-    words, workdir, mounts, package = run.words, [], {}, f"avrl=={__version__}"
+    # SkyPilot ends its machines itself, and takes one that powers itself off for lost: it would get another.
+    words, workdir, mounts, package = [one for one in run.words if one != "--shutdown"], [], {}, f"avrl=={__version__}"
     if run.source and run.source.is_dir():
         workdir, package = [f"workdir: {_text(str(run.source))}"], "."
     elif run.source:
         package = f"~/{_quoted(run.source.name)}"
         mounts[f"~/{run.source.name}"] = run.source
     if run.frames:
-        words = [*without(run.words, "--frames"), "--frames", run.frames.name]
+        words = [*without(words, "--frames"), "--frames", run.frames.name]
         mounts[f"~/avrl-cache/frames/{run.frames.name}"] = run.frames
     lines = [
         f"# Printed by avrl {__version__}, and not submitted. Save it in a file and type: sky jobs launch FILE",
@@ -155,12 +161,18 @@ def skypilot(run: Launch) -> str:
         f"  memory: {MEMORY_GB * run.gpus}+",
         f"  disk_size: {DISK_GB + round(run.frames_gb)}",
         "  use_spot: true",
+        "  job_recovery:  # 143: EC2 takes the machine back, and the run is saved; 5: another try may help",
+        "    recover_on_exit_codes: [5, 143]",
         *["file_mounts:"] * bool(mounts),
         *[f"  {_text(there)}: {_text(str(here))}" for there, here in mounts.items()],
         "setup: |",
-        f"  pip install {package}",
+        "  # Of its own: SkyPilot's machines have an older Python, or none. Its own uv, if there is one, lies there.",
+        "  export PATH=~/.local/bin:$PATH",
+        "  command -v uv || python3 -m pip install --user uv",
+        "  uv venv --seed --python 3.11 ~/avrl-env",
+        f"  ~/avrl-env/bin/pip install {package}",
         "run: |",
-        "  export AVRL_CACHE=~/avrl-cache",
+        "  export AVRL_CACHE=~/avrl-cache PATH=~/avrl-env/bin:$PATH",
         f"  avrl {_line(words)}",
     ]
     return "\n".join(lines) + "\n"

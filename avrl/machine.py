@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 METADATA = "http://169.254.169.254"
 POLL_S = 5.0  # as AWS advises; the notice comes two minutes ahead
 ANSWER_S = 1.0  # the service is a hop away; elsewhere nobody answers
+TRIES = 3  # before this is no machine of EC2's: at boot the service may be late
 COMMAND = "AVRL_SHUTDOWN_COMMAND"
 POWER_OFF = "sudo -n shutdown -h now"  # -n: nobody is there to type a password
 POWER_OFF_S = 60.0
@@ -34,7 +35,7 @@ POWER_OFF_S = 60.0
 def on_notice(act: Callable[[], object]) -> threading.Event:
     """Ask the metadata service every few seconds, in a thread, and act once if it takes the machine back.
 
-    Elsewhere than on EC2, where nobody answers, the thread ends at once and says nothing. As botocore does, it asks
+    Elsewhere than on EC2, where nobody answers, the thread ends soon and says nothing. As botocore does, it asks
     at ``AWS_EC2_METADATA_SERVICE_ENDPOINT`` where that is set, and nobody if ``AWS_EC2_METADATA_DISABLED`` is true.
 
     Args:
@@ -60,7 +61,7 @@ def heeding() -> Iterator[None]:
 
 
 def _ask_on(ended: threading.Event, act: Callable[[], object]) -> None:
-    token, on_ec2 = "", False
+    token, on_ec2, tries = "", False, 0
     while not ended.is_set():
         try:
             token = token or _ask("PUT", "api/token", **{"X-aws-ec2-metadata-token-ttl-seconds": "21600"}).decode()
@@ -77,7 +78,8 @@ def _ask_on(ended: threading.Event, act: Callable[[], object]) -> None:
             error.close()
         except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
             log.debug("the metadata service: %s", error)
-        if not on_ec2:
+        tries += 1
+        if tries >= TRIES and not on_ec2:
             return
         ended.wait(POLL_S)
 

@@ -125,7 +125,7 @@ def score(out: Path, who: Who, task: Task, given: Given) -> dict[str, Any]:
     if not all(mask.any() for mask in (parts.fit_N, parts.validate_N, parts.test_N)):
         raise ConfigError(
             f"{given.frames}: too few pairs of frames {task.gap} apart move, {static:.0%} are static",
-            "try a larger --gap, or prep a copy with train and val",
+            "try a larger --gap, or prep more episodes, of training and held out",
         )
     reversible = _reversible(given, store.episodes)
     known = "" if reversible else "; which tasks are reversible is not known"

@@ -85,8 +85,7 @@ class Test:
         sums = intervals.Sums(*(values[chosen] for values in self.stats))
         drawn = self.weights[:, chosen]
         each = intervals.r2_interval(sums, drawn)
-        right_RK = np.concatenate([np.ones((1, len(drawn[0]))), drawn]) @ self.right[chosen]
-        right_RK /= np.maximum(np.concatenate([[sums.n.sum()], drawn @ sums.n]), 1)[:, None]
+        right_K, right_RK = (intervals.mean(self.right[chosen], sums.n, one) for one in (None, drawn))
         strength = [None] * len(self.names) if alpha_K is None else alpha_K.tolist()
         for group, dimensions in self.groups.items():
             at = [self.names.index(one) for one in dimensions]
@@ -99,7 +98,7 @@ class Test:
                 yield {
                     **row,
                     "metric": metric,
-                    **numbers(intervals.interval(right_RK[0, k], right_RK[1:, k], len(sums.n))),
+                    **numbers(intervals.interval(right_K[k], right_RK[:, k], len(sums.n))),
                 }
                 if self.names[k] in self.binary:
                     yield {**row, **self._auc(chosen, k)}
@@ -108,9 +107,9 @@ class Test:
                 row = {"group": group, "dimension": "mean", "note": "" if moving == at else f"mean over {some}"}
                 part = _columns(sums, moving)
                 yield {**row, "metric": "r2", **numbers(intervals.r2_interval(part, drawn, mean=True))}
-                yield {**row, "metric": "nmse", **numbers(_nmse(part, drawn)), "note": ""}
-                mean_R = right_RK[:, at].mean(1)
-                found = intervals.interval(mean_R[0], mean_R[1:], len(sums.n))
+                found = intervals.interval(intervals.nmse(part)[0], intervals.nmse(part, drawn), len(sums.n))
+                yield {**row, "metric": "nmse", **numbers(found), "note": ""}
+                found = intervals.interval(right_K[at].mean(), right_RK[:, at].mean(1), len(sums.n))
                 yield {**row, "metric": "bin-accuracy", **numbers(found), "note": ""}
 
     def _auc(self, chosen: np.ndarray, k: int) -> dict[str, Any]:
@@ -169,14 +168,6 @@ def tokens(y_NK: np.ndarray, low_K: np.ndarray, high_K: np.ndarray) -> np.ndarra
     """
     width_K = np.maximum(high_K - low_K, 1e-12)
     return np.asarray(np.clip(np.floor((y_NK - low_K) / width_K * BINS), 0, BINS - 1))
-
-
-def _nmse(sums: intervals.Sums, weights_RE: np.ndarray) -> intervals.Interval:
-    """Squared error over the variance of the target, both summed over dimensions: 1 is the mean, 0 is perfect."""
-    every = np.concatenate([np.ones((1, len(sums.n))), weights_RE])
-    spread_RK = every @ sums.sum_yy - (every @ sums.sum_y) ** 2 / np.maximum(every @ sums.n, 1)[:, None]
-    value_R = (every @ sums.sse).sum(1) / np.maximum(spread_RK.sum(1), 1e-300)
-    return intervals.interval(value_R[0], value_R[1:], len(sums.n))
 
 
 def _columns(sums: intervals.Sums, at: list[int]) -> intervals.Sums:

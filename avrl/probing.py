@@ -24,6 +24,7 @@ from avrl.errors import ConfigError
 from avrl.outcome import RANK_ROWS, WHOLE, Test, effective_rank
 from avrl.probes import attentive
 from avrl.probes.ridge import fits
+from avrl.ridge import ALPHAS
 from avrl.scratch import array, joined
 from avrl.splits import ALL, SEEN, UNSEEN
 from avrl.vectors import STRETCH, Vectors, offers, places
@@ -41,7 +42,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PROTOCOL = 4  # bump when numbers of the same samples would change
+PROTOCOL = 5  # bump when numbers of the same samples would change
+FAR = 3  # half ranges of training from their middle
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,20 @@ class Floor:
         """See `Inputs`; as far as a stretch of features goes at once."""
         for part in np.split(index_M, np.flatnonzero(np.diff(index_M // STRETCH)) + 1):
             yield part, self.z_ND[part]
+
+    def evened(self, train_N: np.ndarray, scratch: File | None = None) -> Floor:
+        """Each column by its spread in training, for each has a unit of its own: m, rad, a gripper from 0 to 1000.
+
+        The ridge's cap on magnifying is for features of one unit, and would silence the metres. What that cap is for, a
+        column that is all but still in training and moves in test, is kept within `FAR` times what training shows.
+        """
+        found = array(self.z_ND.shape, scratch)
+        for column, into in zip(self.z_ND.T, found.T, strict=True):  # one at a time: all are gigabytes
+            known = column[train_N]
+            low, high = known.min(), known.max()
+            middle, reach, std = (low + high) / 2, FAR * (high - low) / 2, known.std()
+            into[:] = np.clip(column, middle - reach, middle + reach) / (std if high > low else 1)
+        return replace(self, z_ND=found)
 
 
 def score(out: File, who: Who, task: Task, given: Given) -> dict[str, Any]:
@@ -96,7 +112,7 @@ def score(out: File, who: Who, task: Task, given: Given) -> dict[str, Any]:
     if not facts:
         raise ConfigError(
             f"{given.frames}: two training episodes and a held-out one with frames {task.gap} apart are needed",
-            "try a smaller --gap, or prep a copy with train and val",
+            "try a smaller --gap, or prep more episodes, of training and held out",
         )
     pl.DataFrame(scores, infer_schema_length=None).write_parquet(out / "scores.parquet")
     pl.concat(sums).write_parquet(out / "episodes.parquet")
@@ -146,12 +162,13 @@ def fingerprint(rows: pl.DataFrame, parts: Split, task: Task) -> str:
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:12]
 
 
-def _inputs(encoder: str, target: Target, given: Given, task: Task) -> Iterator[Inputs]:
+def _inputs(
+    encoder: str, target: Target, features_root: File | None, task: Task, scratch: File | None = None
+) -> Iterator[Inputs]:
     """Each readout in both ways that two frames become one vector."""
-    features_root = given.features
     if features_root is None:
         known = {"state": [target.state_NS], "oracle": [target.state_NS, target.motion_NS]}.get(encoder)
-        yield Floor(encoder, joined(known, given.scratch) if known else np.zeros((len(target.rows), 1)))
+        yield Floor(encoder, joined(known, scratch) if known else np.zeros((len(target.rows), 1)))
         return
     place_N2 = places(features_root, target.rows, task.gap)
     found, left_out = _offers(features_root, target, task)
@@ -181,7 +198,7 @@ def _judged(
         yield {"readout": "patches", "pairing": "attentive", "dims": dims}, rows, test
         return
     # An attentive protocol too has floors and a ceiling by the ridge: they see no patches.
-    for vectors in _inputs(who.encoder, target, given, task):
+    for vectors in _inputs(who.encoder, target, given.features, task, given.scratch):
         rows, test = _judge(vectors, target, parts, episodes, task, given.scratch)
         named = {"readout": vectors.readout, "pairing": vectors.pairing, "dims": vectors.dims, "solver": "ridge"}
         yield named, rows, test
@@ -211,9 +228,10 @@ class Tried:
 
 
 def _judge(
-    vectors: Inputs, target: Target, parts: Split, episodes: pl.DataFrame, task: Task, scratch: File | None
+    vectors: Inputs, target: Target, parts: Split, episodes: pl.DataFrame, task: Task, scratch: File | None = None
 ) -> tuple[list[dict[str, Any]], Test]:
     """All rows of one readout, and the test of what was trained on everything."""
+    vectors = vectors.evened(parts.train_N, scratch) if isinstance(vectors, Floor) else vectors
     fitted = list(fits(vectors, target.y_NK, parts, episodes, task.seed))
     tried, some_z = predictions(vectors, parts, fitted, scratch)
     draws = (task.resamples, task.seed)
@@ -222,9 +240,13 @@ def _judge(
     for name, one in tried.items():
         rows += tests[name].rows(np.exp(np.mean(np.log(one.alphas), 0)), name, apart=name == ALL)
     whole = tests[ALL]
+    least = [name for name, alpha in zip(target.dimensions, tried[ALL].alphas[0], strict=True) if alpha == ALPHAS[0]]
+    note = (
+        f"{vectors.readout}: strength {ALPHAS[0]:g}, the smallest of its grid, for {', '.join(least)}" if least else ""
+    )
     shared = {"train": ALL, "split": WHOLE, "alpha": None, "note": "", **whole.counts()}
     rank = {"group": "features", "dimension": "all", "metric": "effective-rank", "low": None, "high": None}
-    rows.append({**shared, **rank, "value": effective_rank(some_z)})
+    rows.append({**shared, **rank, "value": effective_rank(some_z), "note": note})
     for group in target.groups:
         if UNSEEN in tests and group not in target.binary:
             row = {"group": group, "dimension": "mean", "metric": "r2", "train": f"{SEEN} minus {UNSEEN}"}

@@ -55,6 +55,7 @@ def lost_ranks() -> Iterator[None]:
 
     Raises:
         TemporaryError: another rank has died, or has not answered for `patience`.
+        ConfigError: NCCL cannot work as it is asked to.
     """
     try:
         yield
@@ -63,7 +64,9 @@ def lost_ranks() -> Iterator[None]:
         gone = isinstance(error, torch.distributed.DistError) or any(words in line for words in GONE)
         if not gone or int(os.environ.get("WORLD_SIZE", "1")) == 1:
             raise
-        raise TemporaryError(f"another training process died or hangs: {line[:200]}", AGAIN) from error
+        if "ncclInvalidUsage" in line:  # it would say so again
+            raise ConfigError(f"NCCL refuses: {line[-200:]}", "NCCL_DEBUG=WARN tells more") from error
+        raise TemporaryError(f"another training process died or hangs: {line[-200:]}", AGAIN) from error
 
 
 @dataclass
@@ -195,10 +198,11 @@ def launch(train: Callable[..., dict[str, Any]], out: Path, processes: int, *arg
         TemporaryError: a process was killed.
         Stopped: a signal came; the state is saved.
     """
-    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    scratch = out / SCRATCH
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -210,18 +214,19 @@ def launch(train: Callable[..., dict[str, Any]], out: Path, processes: int, *arg
         start_method="spawn",
         signals_to_handle=",".join(one.name for one in SIGNALS),
         shutdown_timeout=SAVING_S,
+        logs_specs=DefaultLogsSpecs(str(scratch / "ranks")),  # else each start leaves a folder in /tmp
     )
     for name in [
         one for one in logging.root.manager.loggerDict if one.startswith(("torch.distributed.", "torch.multi"))
     ]:
         logging.getLogger(name).setLevel(logging.CRITICAL)  # we say in one line what it says in thirty
-    verdict = out / SCRATCH / "verdict.json"
-    verdict.parent.mkdir(parents=True, exist_ok=True)
+    verdict = scratch / "verdict.json"
+    scratch.mkdir(parents=True, exist_ok=True)
     verdict.unlink(missing_ok=True)
     before = {one: signal.getsignal(one) for one in SIGNALS}  # the launcher leaves its own behind
     _start_tracker()
     try:
-        elastic_launch(config, _child)(train, out, verdict, *args)
+        elastic_launch(config, _child)(train, out, verdict, logging.getLogger("avrl").getEffectiveLevel(), *args)
     except SignalException as error:
         raise Stopped(SIGNALS[error.sigval]) from None
     except ChildFailedError as error:
@@ -234,6 +239,14 @@ def launch(train: Callable[..., dict[str, Any]], out: Path, processes: int, *arg
     return _raise(verdict)
 
 
+def together(train: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any]:
+    """``train(*args)`` as one rank, or alone; the group that it has joined ends with it, or NCCL complains at exit."""
+    facts = train(*args)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    return facts
+
+
 def _start_tracker() -> None:
     """Start Python's own helper so that USR1, which Slurm sends to all, does not end it: ignoring is inherited."""
     before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
@@ -241,17 +254,17 @@ def _start_tracker() -> None:
     signal.signal(signal.SIGUSR1, before)
 
 
-def _child(train: Callable[..., dict[str, Any]], out: Path, verdict: Path, *args: Any) -> None:
+def _child(train: Callable[..., dict[str, Any]], out: Path, verdict: Path, level: int, *args: Any) -> None:
     """One rank's process: train, and leave a verdict that the parent can read.
 
     A process that returns waits for a word from the launcher, which gives none when a run is stopped: so it exits.
     """
     leave_with_parent()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("avrl").setLevel(logging.INFO if os.environ["RANK"] == "0" else logging.WARNING)
+    logging.getLogger("avrl").setLevel(level if os.environ["RANK"] == "0" else max(level, logging.WARNING))
     word: dict[str, Any]
     try:
-        facts = train(out, *args)
+        facts = together(train, out, *args)
         if os.environ["RANK"] == "0":
             write_durably(verdict, json.dumps({"facts": facts}).encode())
         return

@@ -14,7 +14,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +40,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Inputs = Mapping[str, Artifact]
-PACKAGES = ("avrl", "torch", "timm", "zarr", "polars", "numpy", "accelerate", "simplejpeg", "altair")
+PACKAGES = (
+    *("avrl", "torch", "timm", "torchvision", "transformers", "opencv-python-headless"),
+    *("zarr", "polars", "numpy", "accelerate", "simplejpeg", "altair"),
+)
 NO_SPACE = 2**17  # bytes free below which a failed write is the disk's fault
 
 
@@ -165,6 +168,13 @@ def _differences(asked: dict[str, Any], manifest: Manifest) -> list[str]:
     there |= {f"input {one.role}": one.digest[:KEY_LENGTH] for one in manifest.inputs}
     names = sorted(set(asked) | set(there))
     return [f"{name}: {there.get(name)} -> {asked.get(name)}" for name in names if there.get(name) != asked.get(name)]
+
+
+def changed(manifest: Manifest, names: Iterable[str]) -> list[str]:
+    """Which of some packages made an artifact in another version than is installed; what is unknown is left out."""
+    there, now = manifest.packages, _packages()
+    both = [name for name in names if name in there and name in now]
+    return [f"{name} {there[name]} (installed: {now[name]})" for name in both if there[name] != now[name]]
 
 
 def _licences(built: Built, inputs: Inputs) -> list[str]:

@@ -163,7 +163,7 @@ def training_sets(protocol: Protocol) -> Table | None:
         say("New tasks and few examples"),
         say(
             "{group} R². With a share of the training episodes only; and for tasks that training lacks, beside the "
-            "same test episodes after as many training episodes of all tasks: their difference is what a new task "
+            "same test episodes after as many training pairs of all tasks: their difference is what a new task "
             "costs. Not measured where training pairs were fewer than twice the features.",
             group=say(protocol.group).capitalize(),
         ),

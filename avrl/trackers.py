@@ -6,6 +6,7 @@ dropped; one that raises is left alone from there on. Each is told in one warnin
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import importlib.util
 import logging
@@ -126,6 +127,7 @@ class Sink:
                 self._thread.join(PATIENCE_S)
         if self._thread.is_alive():
             log.warning("tracker %s has not finished after %.0f s: left behind", self._name, PATIENCE_S)
+            atexit._clear()  # W&B waits there as well, for ever; of our own nothing is left to do
 
     def _feed(self) -> None:
         try:

@@ -22,7 +22,7 @@ from avrl.augment import augment
 from avrl.averaging import adopt, average
 from avrl.cost import cost, sentence
 from avrl.curve import Curve
-from avrl.devices import accelerator_of, arithmetic, compile_blocks, compiling, device_name
+from avrl.devices import accelerator_of, arithmetic, compile_blocks, compiling, device_name, fitting
 from avrl.errors import ConfigError
 from avrl.objectives import Network, modules
 from avrl.pace import Clock, speed
@@ -79,10 +79,12 @@ class Recipe:
         """The settings in a line, to be printed before a run."""
         asked, weight = self.sampling, self.network["loss_decay"]
         shape = {"ratio": f"p ~ {asked.sample_decay:g}^(gap-1)", "uniform": "all alike", "triangular": "a triangle"}
+        rises = ", so it never falls" if self.warmup_epochs >= self.epochs else ""
         return (
             f"{self.epochs} epochs of {asked.pairs_per_episode} pairs an episode, global batch {self.batch_size}; "
-            f"AdamW, lr {self.lr:g}, warm-up {self.warmup_epochs:g} epochs, weight decay {self.weight_decay:g}; gaps "
-            f"1 to {asked.max_gap}, {shape[asked.gaps]}, weighted {weight:g}^(gap-1) in the loss; seed {asked.seed}"
+            f"AdamW, lr {self.lr:g}, warm-up {self.warmup_epochs:g} epochs{rises}, weight decay {self.weight_decay:g}; "
+            f"gaps 1 to {asked.max_gap}, {shape[asked.gaps]}, weighted {weight:g}^(gap-1) in the loss; "
+            f"seed {asked.seed}"
         )
 
 
@@ -94,6 +96,7 @@ def learning_rate(step: int, total: int, warmup: int, peak: float) -> float:
 
 
 @lost_ranks()
+@fitting()
 def train(out: Path, frames: Path, recipe: Recipe) -> dict[str, Any]:
     """Train, from wherever an earlier call was stopped, and write the checkpoint. Every rank calls this.
 
@@ -106,7 +109,7 @@ def train(out: Path, frames: Path, recipe: Recipe) -> dict[str, Any]:
         Facts for the manifest.
 
     Raises:
-        ConfigError: the batch does not divide among the ranks, which share no folder, or the episodes are too few.
+        ConfigError: the batch does not divide among ranks, which share no folder; too few episodes, GPUs or memory.
         DivergedError: the loss or a gradient is not finite; no weights of that step are kept anywhere.
         Stopped: a signal came; the state is saved.
         TemporaryError: another rank died, or does not answer.

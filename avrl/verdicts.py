@@ -12,7 +12,8 @@ import numpy as np
 import polars as pl
 
 from avrl.comparison import EVERY, FLOOR, ROW, UNSEEN, WHOLE
-from avrl.intervals import N_RESAMPLES, Interval, Sums, interval, r2, weights
+from avrl.encoders.pins import network
+from avrl.intervals import FEWEST, N_RESAMPLES, Interval, Sums, interval, mean, r2, weights
 from avrl.tables import LABEL, NOT_MEASURED, UNDEFINED, Column, Table, cell, wide
 from avrl.words import say
 
@@ -117,8 +118,8 @@ def _opponents(row: Row, rows: list[Row]) -> Iterator[tuple[str, Row | None, str
     """What a row is measured against: (kind of opponent, its row, why there is none)."""
     if row["init"] not in ("trained", "pretrained"):
         return
-    same = ("encoder", "readout", "pairing", "dims")
-    twins = [one for one in rows if one["init"] == "random" and all(one[name] == row[name] for name in same)]
+    same = {"encoder": network(row["encoder"]), **{name: row[name] for name in ("readout", "pairing", "dims")}}
+    twins = [one for one in rows if one["init"] == "random" and same.items() <= one.items()]
     own = [one for one in twins if one["checkpoint"] == row["checkpoint"]] or twins
     if row["init"] == "trained" or own:
         yield (
@@ -134,8 +135,9 @@ def _opponents(row: Row, rows: list[Row]) -> Iterator[tuple[str, Row | None, str
 
 
 def best_outside(rows: list[Row]) -> Row | None:
-    """The outside row of highest headline R2 over all test tasks."""
-    known = [one for one in rows if one["init"] == "pretrained" and one["value"] is not None]
+    """The outside row of highest headline R2 over all test tasks, with published weights."""
+    outside = [one for one in rows if one["init"] == "pretrained" and one["encoder"] == network(one["encoder"])]
+    known = [one for one in outside if one["value"] is not None]
     return max(known, key=lambda one: (one["value"], one["label"]), default=None)
 
 
@@ -189,6 +191,8 @@ class Comparison:
             return Measured(None, 0, "scored on other episodes")
         count = len(one.n)
         found = interval(one.value - two.value, one.drawn - two.drawn, count)
+        if count < FEWEST:
+            return Measured(None, count, "too few test episodes")
         if not np.isfinite(found).all():
             return Measured(None, count, UNDEFINED)
         return Measured(found, count, "")
@@ -231,15 +235,9 @@ def _sums(part: pl.DataFrame | None, split: str, dimensions: tuple[str, ...]) ->
     return index[0], Sums(n[0], sse, sum_y, sum_yy)
 
 
-def _mean(total_EK: Any, n_E: Any, weights_RE: Any) -> Any:
-    """Mean over all samples: (K,), or (R, K) for R resamples."""
-    every = np.ones(len(n_E)) if weights_RE is None else weights_RE
-    return (every @ total_EK) / np.maximum(every @ n_E, 1)[..., None]
-
-
 # What sums of single episodes can say of a metric: (sums, draws or None) -> (K,) or (R, K).
 STATISTICS: dict[str, Callable[[Sums, Any], Any]] = {
     "r2": lambda sums, drawn: r2(*sums, drawn),
-    "epe": lambda sums, drawn: _mean(sums.sum_y, sums.n, drawn),
-    "knn-accuracy": lambda sums, drawn: 1 - _mean(sums.sse, sums.n, drawn),
+    "epe": lambda sums, drawn: mean(sums.sum_y, sums.n, drawn),
+    "knn-accuracy": lambda sums, drawn: 1 - mean(sums.sse, sums.n, drawn),
 }

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 AHEAD = 4  # units in flight a worker: enough to ride out a long one, few enough to keep scratch small
 AGAIN = "run the same command: it goes on"
+OURS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # for the parent to answer, though the group gets them
 T = TypeVar("T")
 
 
@@ -63,17 +64,28 @@ def _processes(function: Callable[..., T], workers: int) -> Iterator[tuple[Submi
     many = count(workers, "processes")
     pool = ProcessPoolExecutor(many, mp_context=get_context("spawn"), initializer=_attend)
     try:
-        yield lambda *call: pool.submit(function, *call), many
+        yield lambda *call: _deaf()(pool.submit)(function, *call), many
     except BrokenProcessPool:
         raise TemporaryError("a decoder process was killed", AGAIN) from None
     finally:
         pool.shutdown(cancel_futures=True)  # the pool's own way: it trips over a future that others cancelled
 
 
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Hold signals back while a worker may be started: it inherits that, until `_attend` has told it to ignore them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, OURS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _attend() -> None:
     """Begin a worker: signals to the group are for the parent to answer; without it a worker would wait for ever."""
-    for one in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for one in OURS:
         signal.signal(one, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, OURS)
     leave_with_parent()
 
 

@@ -8,8 +8,9 @@ import json
 import os
 import sys
 import traceback
+from pathlib import Path
 
-from avrl.errors import AvrlError
+from avrl.errors import VERDICT, AvrlError, TemporaryError
 
 BUG = 1
 USAGE = 2
@@ -29,6 +30,9 @@ def end(error: BaseException, argv: list[str]) -> int:
         with contextlib.suppress(BrokenPipeError):  # whoever was to read it may be what stopped us
             print(json.dumps({"error": line, "kind": type(error).__name__, "exit_code": code}, indent=1), flush=True)
     print(f"avrl: {line}", file=sys.stderr)
+    if os.environ.get(VERDICT) and code not in (TemporaryError.exit_code, INTERRUPTED, TERMINATED):
+        with contextlib.suppress(OSError):
+            Path(os.environ[VERDICT]).write_text(str(code))
     return code
 
 
@@ -46,6 +50,8 @@ def explain(error: BaseException) -> tuple[int, str]:
         return USAGE, f"{error.filename}: {error.strerror}; name a folder of your own with --cache DIR"
     if isinstance(error, ModuleNotFoundError):
         return 11, f"the Python package {error.name!r} is not installed; try: pip install {error.name}"
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for this
+        return USAGE, f"the GPU's memory is too small: {' '.join(str(error).split())[:120]}; lower --batch-size"
     # Typer vendors its own click, so its usage errors are known by their method, not by an import.
     message = getattr(error, "format_message", None)
     if message is not None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import itertools
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from avrl.artifact import load
 from avrl.cache import size
 from avrl.errors import AvrlError, ConfigError, NotFoundError
 from avrl.stages import fetch, flow, prep
-from avrl.stages.features import FEATURES, plan
+from avrl.stages.features import FEATURES, outdated, plan
 from avrl.stages.prep import whole
 from avrl.stages.pretrain import OBJECTIVES, network
 from avrl.stages.probe import (
@@ -70,6 +72,8 @@ def command(
         raise ConfigError(f"{what} is about frames of {kind.source}, not of {on}", "leave out --on")
     if config.solver != "ridge" and not kind.labelled:
         raise ConfigError(f"--solver {config.solver} predicts motion; {what} has its own probe", "leave out --solver")
+    if config.readout and (kind.dense or config.solver == "attentive"):
+        session.say(f"--readout has no part in {what if kind.dense else '--solver attentive'}, which looks at patches")
     if origin and on == "sample":
         raise ConfigError("--from does not go with the sample", "leave out --on")
     raw = _linked(session, source, origin) if origin else None
@@ -120,6 +124,9 @@ def _matrix(
         for entry in entries:
             with session.attempt(f"{entry.name} ({entry.init})"):
                 _score(session, config, entry, one, store, labels, plans)
+    hits = {one["path"] for one in session.artifacts if one["hit"] and "path" in one}
+    if told := outdated([load(Path(one)) for one in sorted(hits)]):
+        session.say(told)
     if session.dry_run and plans:
         session.document["plan"] = [{"features": key, **asdict(one)} for key, one in plans.items()]
         session.store.require_space(needed, what)
@@ -179,8 +186,19 @@ def _flow(session: Session, config: ProbeConfig, asked: tuple[int, int], store: 
 
 
 def _entries(session: Session, name: str, weights: str) -> list[Entry]:
-    """An encoder and its untrained twin."""
+    """An encoder and its untrained twin.
+
+    Raises:
+        ConfigError: weights for one of our checkpoints.
+        NotFoundError: there is no such weights file.
+    """
+    from avrl.encoders.weights import find
+
     checkpoint = _checkpoint(session, name)
+    if checkpoint and weights:
+        raise ConfigError(f"{name} is a checkpoint, with weights of its own", "leave out --weights")
+    if weights:
+        find(name, Path(weights))  # a typo shows at once
     if checkpoint:
         called = network(checkpoint.manifest.config).name
         return [Entry(called, "trained", checkpoint), Entry(called, "random", checkpoint)]
@@ -191,10 +209,8 @@ def _checkpoint(session: Session, name: str) -> Artifact | None:
     """The checkpoint that an encoder's name means; None if it is the name of an outside encoder."""
     from avrl.encoders import ENCODERS, known
 
-    if name in ENCODERS:
-        known(name)  # refuses what is not public, before anything is looked for
-        return None
-    if name.startswith("timm:"):
+    if name in ENCODERS or name.startswith("timm:"):
+        known(name)  # refuses what is not public, or not in timm, before anything is looked for
         return None
     try:
         return session.store.resolve(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import http.server
+import math
 import re
 import threading
 import time
@@ -20,13 +21,13 @@ Span = tuple[int, int]
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves `files`; records the ranges `asked` and the number of bytes `sent` of each body."""
+    """Serves `files`; records the ranges `asked` and the number of bytes `sent`, and waits where they are `hold_at`."""
 
     daemon_threads = True
 
     def __init__(self, handler: type[Files], files: dict[str, bytes]) -> None:
         super().__init__(("127.0.0.1", 0), handler)
-        self.files, self.asked, self.sent = files, [], 0
+        self.files, self.asked, self.sent, self.hold_at = files, [], 0, math.inf
         self.busy = threading.Semaphore(1)
         self.whole = threading.Event()  # set by a test that wants a fault to end
         self.url = f"http://127.0.0.1:{self.server_port}/"
@@ -120,8 +121,10 @@ class Files(http.server.BaseHTTPRequestHandler):
 
     def body(self, data: bytes) -> None:
         for start in range(0, len(data), self.slice_bytes):
+            while self.server.sent >= self.server.hold_at:
+                time.sleep(0.002)
+            self.server.sent += len(data[start : start + self.slice_bytes])  # before: then the other side is done
             self.wfile.write(data[start : start + self.slice_bytes])
-            self.server.sent += len(data[start : start + self.slice_bytes])
             if self.pause_s:
                 time.sleep(self.pause_s)
 

@@ -68,7 +68,8 @@ def frames(config):
                 ]
             moving = [part for dimension, part in parts.items() if dimension != config.constant]
             parts["mean"] = Sums(moving[0].n, *(np.hstack([p[i] for p in moving]) for i in (1, 2, 3)))
-            for split, keep in (("val", SEEN | True), ("val-seen", SEEN), ("val-unseen", ~SEEN)):
+            splits = {"val": SEEN | True, "val-seen": SEEN, "val-unseen": ~SEEN}
+            for split, keep in ((name, keep) for name, keep in splits.items() if keep.any()):
                 for dimension, part in parts.items():
                     kept = Sums(*(one[keep] for one in part))
                     found = r2_interval(kept, weights(int(keep.sum()), 50), mean=dimension == "mean")

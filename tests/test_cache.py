@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import TINY, Tiny
 
@@ -134,6 +134,7 @@ def test_sizes_are_decimal(n_bytes, text):
     assert size(n_bytes) == text
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10**16))
 def test_a_size_is_right_to_its_last_digit(n_bytes):
     number, unit = size(n_bytes).split()

@@ -192,7 +192,7 @@ def test_help_comes_at_once(tmp_path):
         before = spent()
         assert avrl("--help", place=tmp_path).returncode == 0
         times.append(spent() - before)
-    assert min(times) <= 0.4
+    assert min(times) <= 1  # .24; with torch it would be several
 
 
 def test_version(tmp_path):
@@ -332,6 +332,7 @@ CODES = {
     errors.MissingError("x"): 11,
     ModuleNotFoundError("x", name="zarr"): 11,
     PermissionError(13, "Permission denied", "x"): 2,
+    type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory.\nTried"): 2,
     KeyboardInterrupt(): 130,
     SystemExit(143): 143,
     ZeroDivisionError("x"): 1,
@@ -348,7 +349,7 @@ def test_every_error_has_its_code_and_one_line(error):
 
 
 @given(st.text(), st.text(st.characters(exclude_categories=["C", "Z"])))
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 def test_a_cause_of_many_lines_is_told_in_one(cause, next_step):
     line = str(errors.AvrlError(cause, next_step))
     assert len(line.splitlines()) <= 1

@@ -186,7 +186,7 @@ def test_ec2_takes_the_machine_back_and_another_goes_on(machines, straight, stor
 
         def in_training(*args, real=training.learning_rate):
             service.notice = metadata.NOTICE
-            time.sleep(0.01)
+            time.sleep(0.05)
             return real(*args)
 
         patch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", service.url)

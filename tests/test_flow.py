@@ -26,11 +26,13 @@ from avrl.config import Opt
 from avrl.errors import ConfigError, IntegrityError, MissingError, NotFoundError
 from avrl.features import rows_of
 from avrl.flow_verdict import percent_below
+from avrl.hypotheses import judge
 from avrl.probes import Given, Task, Who
 from avrl.stage import Built, Stage, run
 from avrl.stages.flow import RAFT, STAGE, FlowConfig, weights_of
 from avrl.stages.probe import ProbeConfig
 from avrl.torchvision_ops import torchvision
+from avrl.verdicts import Paired
 from avrl_cli.app import app
 
 SIZE = 224
@@ -399,6 +401,40 @@ def test_the_verdict_follows_the_interval(better, verdict):
     assert bare.numbers["residual_verdict"].to_list() == ["not measured"]
     alone = Protocol("f", "flow", "", "", scores.filter(encoder="two-stream"), scores.clear(), parts[1])
     assert "not measured: no dinov2" in str(percent_below(alone, 500).view.row(0))
+
+
+def of_flow(rows):
+    """A protocol of flow, of rows (encoder, init, scores) with the errors of their episodes."""
+    scores, parts = [], []
+    for (encoder, init, ref), errors in rows.items():
+        named = {"encoder": encoder, "init": init, "checkpoint": "", "readout": "patches", "pairing": "pair"}
+        scores.append({**named, "scores": ref, "name": encoder, "label": encoder, "kind": "k"})
+        scores[-1] |= {"metric": "epe", "probe": "flow"}
+        part = pl.DataFrame({"episode_index": range(len(errors)), "n": [196.0] * len(errors), "sum_y": errors})
+        named = {name: pl.lit(value) for name, value in {**named, "scores": ref}.items()}
+        parts += [part.with_columns(dimension=pl.lit(one), **named) for one in ("all", "residual")]
+    scores = pl.DataFrame(scores)
+    return Protocol("f", "flow", "", "", scores, scores.clear(), pl.concat(parts))
+
+
+def test_flow_is_told_beside_the_published_dinov2_whatever_else_has_its_name():
+    """Once the first of all called so was taken: its reference decided, so a file of one's own turned the verdict."""
+    base, ours = np.linspace(50, 150, 20), ("two-stream", "trained", "s")
+    first, second, own = (("dinov2", "pretrained", "a"), ("dinov2", "pretrained", "b"), "dinov2 (weights 1a2b3c4d)")
+    rows = {(own, "pretrained", "0"): 0.1 * base, first: base, ours: 0.5 * base}
+    for _ in range(2):
+        table = percent_below(of_flow(rows), 100)
+        assert dict(table.numbers.select("encoder", "verdict").iter_rows()) == {own: "pass", "two-stream": "pass"}
+        rows[second] = base * (1 + 1e-9)  # the same weights again, say with another --resamples
+    rows[second] = 0.4 * base
+    table = percent_below(of_flow(rows), 100)
+    assert set(table.numbers["verdict"]) == {"not comparable"}
+    assert table.numbers["percent_below"].null_count() == 2
+    assert "2 dinov2 of unlike errors on these pairs, remove all but one: scores/a, scores/b" in table.caption
+    judged = judge([Paired(of_flow(rows), 100)], []).numbers.filter(who="two-stream")
+    assert judged.filter(pl.col("hypothesis").str.starts_with("Flow"))["verdict"].to_list() == ["not comparable"]
+    alone = percent_below(of_flow({one: rows[one] for one in rows if one[0] != "dinov2"}), 100)
+    assert set(alone.numbers["verdict"]) == {"not measured"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,20 +1,25 @@
 """Verdicts on hypotheses, and who wins on what: each can come out either way, or says why it is not known."""
 
+import re
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import polars as pl
 import pytest
 from scored import FLOORS, Row, Training, demo, score, train
 
+from avrl import contrast, drawing, pictures, typeset
 from avrl.budgets import encoders, unlike
 from avrl.cache import Cache
-from avrl.comparison import comparable, read
+from avrl.comparison import Protocol, comparable, read
 from avrl.effects import FAIL, NOT_COMPARABLE, PASS, UNDECIDED, judged
+from avrl.flow_verdict import percent_below
 from avrl.hypotheses import judge, tally
+from avrl.intervals import FEWEST
 from avrl.leaders import BEST, BETTER, TIED, WORSE, marked, winners
 from avrl.tables import NOT_MEASURED, main
-from avrl.verdicts import Paired
+from avrl.verdicts import ABOVE, OUTSIDE, TWIN, Paired, differences
 
 ACTIONS, CONVERGE, PARTS = "Actions are told", "The three models", "Two-Stream is better"
 OURS = Row(encoder="two-stream", checkpoint="c", noise=0.4)
@@ -63,6 +68,25 @@ def test_of_an_outside_encoder_the_best_row_speaks_whatever_its_size(cache):
     row = table.numbers.filter(who="two-stream - R3M").row(0, named=True)
     assert row["verdict"] == FAIL
     assert "r3m · cls, concat" in row["effect"]
+
+
+def test_other_weights_are_no_reference_and_have_the_twin_of_their_network(cache):
+    """DINOv2 with a file of one's own, the published one nowhere: nothing is measured against DINOv2."""
+    own = Row(encoder="dinov2 (weights 1a2b3c4d)", init="pretrained", pairing="concat", noise=0.1)
+    small = replace(own, encoder="dinov2-s (weights 99999999)")
+    twin = replace(own, encoder="dinov2", init="random", noise=1.5)
+    (compare,) = compares(cache, OURS, own, small, twin)
+    rows = found(judge([compare], []), ACTIONS)
+    assert rows["DINOv2"] == NOT_MEASURED
+    table = differences(compare)
+    of = {(one["name"], one["against"]): one for one in table.numbers.filter(split="val").to_dicts()}
+    assert of[own.encoder, TWIN]["verdict"] == ABOVE
+    assert of["two-stream", OUTSIDE]["note"] == "no outside encoder"
+    assert dict.fromkeys(compare.protocol.scores["name"]) == dict.fromkeys(
+        ["two-stream", own.encoder, "dinov2", small.encoder]
+    )  # a twin beside whom it is the twin of
+    (compare,) = compares(cache, OURS, own, twin, replace(own, encoder="dinov2", noise=1.2))
+    assert found(judge([compare], []), ACTIONS)["two-stream - DINOv2"] == PASS
 
 
 def test_an_ablation_is_compared_with_the_whole_of_the_same_budget(cache):
@@ -141,3 +165,47 @@ def test_budgets_that_differ_are_warned_of_and_priced(cache):
     assert row["gpu_hours"] == pytest.approx(90_000 / 10 * 4 / 3600)
     assert row["dollars"] == pytest.approx(1.5 * row["gpu_hours"])
     assert table.view.filter(encoder="efficientnet-lite0")["GPU hours"].to_list() == ["not known"]
+
+
+@pytest.mark.parametrize("ends", [(0.95, 0.95, 0.95), (0.2, None, None), (0.2, float("nan"), float("nan"))])
+def test_nothing_is_decided_without_an_interval(ends):
+    """One test episode had an interval of no width, and passed or failed by it."""
+    for wanted in (0.0, 0.5):
+        one = judged("R²", ends, 1, wanted)
+        assert (one.verdict, one.ends) == (UNDECIDED, (ends[0], None, None))
+        assert f"{FEWEST} test episodes" in one.decides
+        assert one.as_row()["effect"] == f"{ends[0]:+.3f} R²"
+
+
+def test_a_report_of_one_test_episode_decides_nothing_and_shows_no_nan(cache, tmp_path, monkeypatch):
+    monkeypatch.setattr("scored.N_EPISODES", 1)
+    monkeypatch.setattr("scored.SEEN", np.array([False]))
+    outside = Row(encoder="dinov2", init="pretrained", pairing="concat", noise=1.2)
+    every = [replace(OURS, encoder=one, readouts=("cls",)) for one in ("two-stream", "videomae")]
+    (compare,) = compares(cache, *every, replace(OURS, init="random", noise=0.9), outside, *FLOORS)
+    tables = [marked(main(compare.protocol), compare), differences(compare), judge([compare], []), winners([compare])]
+    beside = Cache(tmp_path / "other")
+    score(beside, replace(OURS, noise=0.1))
+    one, other = (contrast.side(cache, str(there.root)) for there in (cache, beside))
+    tables.append(contrast.contrast(one, other, 100, every=True).table)
+    texts = [typeset.markdown(one) + typeset.latex(one) + one.numbers.write_csv() for one in tables]
+    assert not [text for text in texts if re.search(r"\b(nan|NaN)\b", text)]
+    scores, apart, verdicts, won, contrasted = (one.numbers for one in tables)
+    assert set(scores["position_mean_r2_val_mark"]) == {""}
+    assert set(apart["verdict"]) == {NOT_MEASURED}
+    assert "too few test episodes" in apart["note"].to_list()
+    assert not set(verdicts["verdict"]) & {PASS, FAIL}
+    assert won["beside_floor"][0] == UNDECIDED
+    assert set(contrasted["verdict"]) == {contrast.ALONE}
+    assert drawing.svg(pictures.forest(compare.protocol)).count("NaN") == 0
+
+
+def test_flow_of_one_test_episode_is_undecided():
+    ident = {"checkpoint": "", "readout": "cls", "pairing": "pair", "scores": "s"}
+    rows = [{"encoder": "two-stream", "init": "trained"}, {"encoder": "dinov2", "init": "pretrained"}]
+    scores = pl.DataFrame([{**ident, **one, "metric": "epe", "kind": "", "label": one["encoder"]} for one in rows])
+    sums = [{**ident, **one, "sum_y": 4.0 + at} for at, one in enumerate(rows)]
+    sums = [{**one, "dimension": kind, "episode_index": 0, "n": 9.0} for one in sums for kind in ("all", "residual")]
+    table = percent_below(Protocol("f", "flow", "", "", scores, scores.clear(), pl.DataFrame(sums)), 50)
+    assert table.view.row(0)[2:] == ("+20.0% undecided",) * 2
+    assert table.numbers.select("verdict", "low", "high").row(0) == (UNDECIDED, None, None)

@@ -17,13 +17,17 @@ from typer.testing import CliRunner
 
 import avrl_cli.app
 from avrl import __version__
+from avrl.errors import VERDICT, IntegrityError, TemporaryError
+from avrl.ranks import Stopped
 from avrl.stages.pretrain import PretrainConfig
+from avrl_cli.errors import end
 from avrl_cli.options import verb
 
 TYPED = ["two-stream", "--gpus", "4", "--workers=3", "--epochs", "7", "--size", "small"]
 # Commands that a script calls, put in front of the real ones: they tell their words and how they end.
 TOLD = """#!/bin/sh
 { printf '%s\\0' "$(basename "$0")" "$AVRL_CACHE" "$PWD" "$@"; printf '\\n'; } >> "$TOLD"
+[ -z "$SAID" ] || echo "$SAID" > "$AVRL_VERDICT"
 [ "$(basename "$0")" = scontrol ] || exit "${CODE:-0}"
 """
 
@@ -143,6 +147,37 @@ def test_a_stopped_job_queues_again_and_a_hopeless_one_does_not(ended, count, ag
     assert [call[3:] for call in calls[1:]] == [["requeue", "17"]] * again
 
 
+def test_what_failed_for_good_is_told_though_srun_tells_of_those_that_it_killed_then(asked, lab, tmp_path):
+    """Ranks that wait for a lost one in NCCL hear no signal: 137 is srun's code then, which would be tried again."""
+    place = lab[0] / "my $cache"
+    calls, code = run(asked("slurm", *TYPED), tmp_path, CODE="137", SAID="8")
+    assert (len(calls), code) == (1, 8)
+    assert [one.name for one in place.iterdir()] == ["frames"]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"), [(IntegrityError("bad frame"), "8"), (TemporaryError("a rank died"), None), (Stopped(143), None)]
+)
+def test_only_what_another_try_cannot_cure_is_a_verdict(error, said, tmp_path, monkeypatch):
+    monkeypatch.setenv(VERDICT, str(tmp_path / "verdict"))
+    end(error, [])
+    assert (tmp_path / "verdict").exists() == bool(said)
+    assert not said or (tmp_path / "verdict").read_text() == said
+
+
+def test_an_old_verdict_is_not_this_turns(asked, lab, tmp_path):
+    script = asked("slurm", *TYPED)
+    (lab[0] / "my $cache/.slurm-17").write_text("8")
+    assert run(script, tmp_path)[1] == 0
+
+
+def test_skypilot_gets_no_machine_for_one_that_powers_itself_off(asked, tmp_path):
+    task = yaml.safe_load(asked("skypilot", *TYPED, "--sync", "s3://lab/runs", "--shutdown"))
+    (call,), _ = run(task["run"], tmp_path)
+    assert call[4:-2] == [*TYPED, "--sync", "s3://lab/runs"]  # the last two are the frames
+    assert task["resources"]["job_recovery"] == {"recover_on_exit_codes": [5, 143]}  # what the notice ends with
+
+
 def test_skypilot_copies_the_frames_to_a_spot_machine(lab, asked, tmp_path):
     _, artifact = lab
     task = yaml.safe_load(asked("skypilot", *TYPED, "--frames", "egodex-made"))
@@ -150,7 +185,8 @@ def test_skypilot_copies_the_frames_to_a_spot_machine(lab, asked, tmp_path):
     (call,), code = run(task.pop("run"), tmp_path)
     assert task == {
         "name": "avrl-two-stream-small",
-        "resources": {"accelerators": "A10G:4", "cpus": "16+", "memory": "32+", "disk_size": 100, "use_spot": True},
+        "resources": {"accelerators": "A10G:4", "cpus": "16+", "memory": "32+", "disk_size": 100, "use_spot": True}
+        | {"job_recovery": {"recover_on_exit_codes": [5, 143]}},
         "file_mounts": {f"~/avrl-cache/frames/{artifact.ref}": str(artifact.root.resolve())},
     }
     assert call[:2] == ["avrl", str(tmp_path / "avrl-cache")]
@@ -171,17 +207,19 @@ def test_skypilot_brings_the_avrl_that_is_here(lab, asked, tmp_path):
     root = Path(__file__).parents[1]
     task = yaml.safe_load(asked("skypilot", *TYPED))
     assert task["workdir"] == str(root)
-    assert task["setup"] == "pip install .\n"
+    assert task["setup"].endswith("\n~/avrl-env/bin/pip install .\n")
+    wanted = tomllib.loads((root / "pyproject.toml").read_text())["project"]["requires-python"]
+    assert f"--python {wanted.removeprefix('>=')} " in task["setup"]
     assert tomllib.loads((root / "pyproject.toml").read_text())["project"]["name"] == "avrl"
 
     wheel = tmp_path / "avrl-1.0-py3-none-any.whl"
     wheel.touch()
     task = task_from(wheel, tmp_path)
     assert task["file_mounts"] == {f"~/{wheel.name}": str(wheel)}
-    assert task["setup"] == f"pip install ~/{wheel.name}\n"
+    assert task["setup"].endswith(f"/pip install ~/{wheel.name}\n")
 
     task = task_from(None, tmp_path)
-    assert task["setup"] == f"pip install avrl=={__version__}\n"
+    assert task["setup"].endswith(f"/pip install avrl=={__version__}\n")
     assert {"workdir", "file_mounts"}.isdisjoint(task)
 
 
@@ -205,7 +243,13 @@ def test_without_a_gpu_none_is_asked_for(asked, tmp_path):
     script = asked("slurm", *words)
     assert "gpus-per-task" not in options(script)
     assert "--gpu-bind=none" not in run(script, tmp_path)[0][0]
-    assert set(yaml.safe_load(asked("skypilot", *words))["resources"]) == {"cpus", "memory", "disk_size", "use_spot"}
+    assert set(yaml.safe_load(asked("skypilot", *words))["resources"]) == {
+        "cpus",
+        "memory",
+        "disk_size",
+        "use_spot",
+        "job_recovery",
+    }
 
 
 def test_json_holds_the_script(asked):

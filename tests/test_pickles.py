@@ -9,6 +9,7 @@ import os
 import pickle
 import pickletools
 import struct
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -113,9 +114,10 @@ class Filled:
 
 
 GLOBAL = b"cnumpy._core.multiarray\n_reconstruct\n"
+MARKER = Path(tempfile.mkdtemp(), "was-here")  # the pickles must name it before any fixture is
 HOSTILE = {
-    "os.system": pickle.dumps(Call(os.system, "touch /tmp/avrl-was-here")),
-    "by hand": b"cos\nsystem\n(S'touch /tmp/avrl-was-here'\ntR.",
+    "os.system": pickle.dumps(Call(os.system, f"touch {MARKER}")),
+    "by hand": f"cos\nsystem\n(S'touch {MARKER}'\ntR.".encode(),
     "eval": pickle.dumps(Call(eval, "1+1")),
     "exec": b"c__builtin__\nexec\n(S'1'\ntR.",
     "getattr": pickle.dumps(Call(getattr, "a", "b")),
@@ -123,7 +125,7 @@ HOSTILE = {
     "numpy's loader": pickle.dumps(Call(np.load, "/etc/passwd")),
     "numpy's runner": b"cnumpy.testing._private.utils\nrunstring\n(S'1'\nS''\ntR.",
     "frombuffer of numpy": pickle.dumps(Call(np.frombuffer, b"12345678")),
-    "an object array": pickle.dumps(np.array([Call(os.system, "touch /tmp/avrl-was-here")], object)),
+    "an object array": pickle.dumps(np.array([Call(os.system, f"touch {MARKER}")], object)),
     "a plain object array": pickle.dumps(np.array([1, None], object)),
     "strings in an array": pickle.dumps(np.array(["a"])),
     "a structure": pickle.dumps(np.zeros(2, [("a", "f8")])),
@@ -158,10 +160,9 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_what_is_hostile_is_refused_by_name_and_never_run(name):
-    marker = Path("/tmp/avrl-was-here")
     with pytest.raises(IntegrityError, match=r"^a.zip:obs_dict.pkl is no pickle of plain numbers: "):
         pickles.load(HOSTILE[name], "a.zip:obs_dict.pkl")
-    assert not marker.exists()
+    assert not MARKER.exists()
     array = np.arange(3.0)
     assert np.array_equal(told(pickles.load(pickle.dumps(array), "x")), array)  # the next one is as good as before
 

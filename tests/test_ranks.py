@@ -40,19 +40,21 @@ def ended(process, within):
 
 
 def test_a_killed_rank_is_exit_5_and_the_same_command_goes_on_till_slurm_warns(cache):
-    process = ranked.pretrain(cache, *FOR_EVER)
+    (cache / "tmp").mkdir()
+    process = ranked.pretrain(cache, *FOR_EVER, "--quiet", TMPDIR=str(cache / "tmp"))
     ranked.await_snapshot(cache, process)
     os.kill(ranked.ranks_of(process)[-1], signal.SIGKILL)
     code, line, words = ended(process, within=60)
     assert code == 5, words
     assert line.endswith("run the same command: it goes on")
-    assert "Traceback" not in words
+    assert words.splitlines() == [line]  # whoever asked for quiet hears of no rank's settings, nor torch's warnings
+    assert not [one for one in (cache / "tmp").iterdir() if "elastic" in one.name]
 
     process = ranked.pretrain(cache, *FOR_EVER)
     step = ranked.await_snapshot(cache, process, after=0)
     step = ranked.await_snapshot(cache, process, after=step)
     process.send_signal(signal.SIGUSR1)
-    code, line, words = ended(process, within=30)  # two ranks leave torch behind: seconds on a busy machine
+    code, line, words = ended(process, within=60)  # two ranks leave torch behind: seconds on a busy machine
     assert code == 143, words
     assert line == "avrl: stopped by a signal; the same command goes on from here"
     assert "going on from step" in words
@@ -68,7 +70,7 @@ def test_two_ranks_save_and_stop_on_a_signal_to_any_of_them(signum, everyone, ca
         os.killpg(process.pid, signum)
     else:
         os.kill(ranked.ranks_of(process)[-1], signum)
-    code, _, words = ended(process, within=30)
+    code, _, words = ended(process, within=60)
     assert code == CODES[signum], words
     assert "Traceback" not in words
 
@@ -85,7 +87,7 @@ def test_the_first_rank_killed_ends_the_run_as_any_other_does(cache):
 
 @pytest.mark.slow
 def test_a_rank_that_hangs_is_noticed(cache):
-    process = ranked.pretrain(cache, *FOR_EVER, AVRL_RANK_TIMEOUT="3")
+    process = ranked.pretrain(cache, *FOR_EVER, AVRL_RANK_TIMEOUT="15")
     ranked.await_snapshot(cache, process)
     os.kill(ranked.ranks_of(process)[-1], signal.SIGSTOP)
     code, line, words = ended(process, within=60)  # the launcher gives a rank 30 s before it kills it
@@ -98,7 +100,7 @@ def test_ranks_do_not_outlive_the_command_that_started_them(cache):
     process = ranked.pretrain(cache, *FOR_EVER)
     ranked.await_snapshot(cache, process)
     process.kill()
-    assert ended(process, within=30)[0] == -signal.SIGKILL
+    assert ended(process, within=60)[0] == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("signum", CODES, ids=lambda one: one.name)

@@ -110,6 +110,7 @@ def test_the_cap_holds_and_what_does_not_fit_is_read_from_afar(url, made, cache)
     for _ in range(3):
         assert np.array_equal(far.read(every_row(made)), FrameStore(made.root).read(every_row(made)))
         time.sleep(0.3)
+    wait_for(found, 1)
     assert sum(path.stat().st_size for path in shards(found)) <= cap
     assert 1 <= len(shards(found)) <= 2
 
@@ -123,7 +124,11 @@ def test_a_shard_that_was_damaged_in_the_bucket_never_comes_here(url, made, cach
     with pytest.raises(IntegrityError, match=rf"{url}/.*c/1/0/0/0 is damaged: the frame in row 32.*; mirror the"):
         far.read(every_row(made))
     far.read(np.arange(64, 88))
-    assert wait_for(found, 3, 2.0) == 2
+    assert wait_for(found, 2) == 2
+    until = time.monotonic() + 20
+    while "c/1/0/0/0 stays where it is" not in caplog.text and time.monotonic() < until:
+        time.sleep(0.02)
+    assert "c/1/0/0/0 stays where it is" in caplog.text
     assert not (found.root / "frames.zarr/frames/c/1/0/0/0").exists()
 
 

@@ -295,11 +295,12 @@ def ignores_range(call, forward):
 
 def stays(status, code, operation="UploadPart", first=2):
     """From then on nothing else is said."""
-    state = {"n": 0, "on": False}
+    state, lock = {"n": 0, "on": False}, threading.Lock()
 
     def fault(call, forward):
-        state["n"] += call.operation == operation
-        state["on"] |= state["n"] >= first
+        with lock:  # the store answers several at once
+            state["n"] += call.operation == operation
+            state["on"] |= state["n"] >= first
         return refuse(status, code) if state["on"] else None
 
     return fault

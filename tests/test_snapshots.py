@@ -1,9 +1,10 @@
 """Snapshots on a disk that fills up, is killed over, or rots: what stays is good, what does not takes no room."""
 
+import ctypes
 import errno
 import os
+import struct
 import subprocess
-import threading
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ from avrl.artifact import sweep
 from avrl.cache import Cache
 from avrl.checkpoint import Snapshot, copied, load_snapshot, save_snapshot
 from avrl.stage import _is_full
+
+CREATED = 0x100  # IN_CREATE of <sys/inotify.h>
 
 
 @pytest.fixture
@@ -134,19 +137,17 @@ def test_two_ranks_on_a_full_disk_end_with_the_code_of_a_full_disk(tmp_path):
 
 
 def test_what_safetensors_leaves_when_it_is_killed_is_swept_away(tmp_path):
-    """Its name until it is whole is told by a watch on the folder; such a file was once published with a checkpoint."""
-    seen, done = set(), threading.Event()
-
-    def watch():
-        while not done.is_set():
-            seen.update(names(tmp_path))
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    for _ in range(20):
-        save_file({"x": torch.zeros(2**20)}, tmp_path / "model.safetensors")
-    done.set()
-    watcher.join()
+    """Its name until it is whole is told by the system (inotify); such a file was once published with a checkpoint."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    watch = libc.inotify_init1(os.O_NONBLOCK)
+    assert libc.inotify_add_watch(watch, os.fsencode(tmp_path), CREATED) > 0
+    save_file({"x": torch.zeros(8)}, tmp_path / "model.safetensors")
+    events, seen = os.read(watch, 2**16), set()
+    os.close(watch)
+    while events:
+        n_bytes = struct.unpack_from("iIII", events)[-1]
+        seen.add(os.fsdecode(events[16 : 16 + n_bytes].rstrip(b"\0")))
+        events = events[16 + n_bytes :]
     left = seen - {"model.safetensors"}
     assert left  # else this test has nothing to say of safetensors' way any more
     for name in left:

@@ -1,5 +1,6 @@
 """From clips to the report, by the command line alone, twice: the second run is hits only. Then killed in between."""
 
+import importlib.metadata
 import json
 import os
 import re
@@ -11,11 +12,16 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 from way import AVRL, TINY, VERBS, copied
 
-from avrl.errors import DiskFullError
+from avrl.artifact import sha256_of
+from avrl.errors import ConfigError, DiskFullError, NotFoundError
+from avrl.torchvision_ops import timm
 from avrl_cli.app import app
+
+TEST_VIT = "test_vit.r160_in1k"
 
 FLOORS = {"mean", "state", "pixels-8", "pixels-16", "oracle"}
 
@@ -198,6 +204,42 @@ def test_what_one_encoder_lacks_does_not_end_the_others(few):
     document = json.loads(done.stdout)
     assert [one["what"] for one in document["failures"]] == ["videomae (trained)", "videomae (random)"]
     assert sum("two-stream" in one["ref"] and one["stage"] == "scores" for one in document["artifacts"]) == 2
+
+
+def test_weights_for_a_checkpoint_are_refused_and_a_file_that_is_not_there_is_told_at_once(few, tmp_path):
+    """They were ignored: 'nothing to do', exit 0."""
+    words, absent = ["probe", "bridge", "--on", "sample", "--weights", "/nonexistent"], tmp_path / "no-frames"
+    for name in ("two-stream", next(few.glob("checkpoints/videomae*")).name):
+        error = inside(few, *words, "--encoder", name).exception
+        assert isinstance(error, ConfigError)
+        assert str(error) == f"{name} is a checkpoint, with weights of its own; leave out --weights"
+    for name in ("dinov2", "openvla", f"timm:{TEST_VIT}"):
+        error = inside(absent, *words, "--encoder", name, "--dry-run").exception
+        assert isinstance(error, NotFoundError)
+        assert str(error).startswith("no weights file /nonexistent")
+
+
+def test_rows_of_a_file_of_ones_own_say_so_and_a_readout_that_has_no_part_is_no_other_request(
+    few, tmp_path, monkeypatch
+):
+    network = timm.create_model(TEST_VIT, num_classes=0)
+    save_file(network.state_dict(), tmp_path / "mine.safetensors")
+    digest = sha256_of(tmp_path / "mine.safetensors")[:8]
+    words = ["probe", "flow", "--on", "sample", "--pairs", "60", "--resamples", "100", "--json"]
+    words += ["--encoder", f"timm:{TEST_VIT}", "--weights", str(tmp_path / "mine.safetensors")]
+    done = inside(few, *words)
+    assert done.exit_code == 0, done.output
+    (made,) = few.glob(f"scores/flow-timm-{TEST_VIT}-gap1-*")
+    rows = pl.read_parquet(made / "scores.parquet").select("encoder", "init", "weights", "licence").unique()
+    named, licence = f"timm:{TEST_VIT} (weights {digest})", f"timm:{TEST_VIT}: not known: a file of one's own"
+    assert rows.rows() == [(named, "pretrained", f"file {digest}", licence)]
+    real = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "9.9" if name == "timm" else real(name))
+    again = inside(few, *words, "--readout", "patch-mean,cls")
+    (line,) = [one for one in again.stderr.splitlines() if "made with timm" in one]
+    assert f"(installed: 9.9); to make them anew: rm -r {made} " in line
+    assert all(one["hit"] for one in json.loads(again.stdout)["artifacts"])
+    assert "--readout has no part in flow, which looks at patches" in again.stderr
 
 
 def test_offline_weights_are_exit_11_with_the_command_that_gets_them(cache, tmp_path):

@@ -47,9 +47,9 @@ def build(config, inputs, folder, pause=0.0):
             for number in range(config.lines):
                 file.write(f"{name} {number}\n")
                 time.sleep(pause)
-        write_durably(done, b"")
-        with (folder.parent.parent / "work.log").open("a") as log:
+        with (folder.parent.parent / "work.log").open("a") as log:  # first: a kill between the two must not lose it
             log.write(f"{name}\n")
+        write_durably(done, b"")
     write_durably(folder / "config.json", b"{}")
     return Built({"files": len(config.names)}, ["Tiny: CC0"])
 

@@ -10,7 +10,7 @@ import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from avrl.encoders.pins import REVISIONS
+from avrl.encoders.pins import OWN, REVISIONS
 from avrl.errors import ConfigError, MissingError
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ class Known:
         part: In the names of the tensors that are taken out of a larger checkpoint; only they are fetched.
         closed: Why nobody can have this encoder, and what stands in for it.
         paired: Sees both frames of a pair at once. Stated here, so that nobody needs torch to ask.
+        packages: Those whose version may change its numbers.
     """
 
     module: str
@@ -75,6 +76,7 @@ class Known:
     part: str = ""
     closed: tuple[str, str] = ("", "")
     paired: bool = False
+    packages: tuple[str, ...] = ("torch", "timm")
 
     @property
     def revision(self) -> str:
@@ -100,6 +102,7 @@ def _r3m(argument: str, hub: str) -> Known:
 
 NC = "CC-BY-NC-4.0"
 UNSTATED = "not stated by its authors"
+UNTOLD = "not known: a file of one's own"
 FAIR = "https://dl.fbaipublicfiles.com"
 BOX = "https://berkeley.box.com/shared/static"
 ENCODERS: dict[str, Known] = {
@@ -159,6 +162,7 @@ ENCODERS: dict[str, Known] = {
         "CC-BY-NC-4.0",
         "MCG-NJU/videomae-base",
         paired=True,
+        packages=("torch", "transformers"),
     ),
     "vjepa2": Known(
         "avrl.encoders.vjepa2",
@@ -167,11 +171,12 @@ ENCODERS: dict[str, Known] = {
         "facebook/vjepa2-vitl-fpc64-256",
         ("model.safetensors",),
         paired=True,
+        packages=("torch", "transformers"),
     ),
     "vjepa2.1": _vjepa2_1("base", "vjepa2_1_vitb_dist_vitG_384.pt"),
     "vjepa2.1-l": _vjepa2_1("large", "vjepa2_1_vitl_dist_vitG_384.pt"),
-    "pixels-8": Known("avrl.encoders.pixels", "8", paired=True),
-    "pixels-16": Known("avrl.encoders.pixels", "16", paired=True),
+    "pixels-8": Known("avrl.encoders.pixels", "8", paired=True, packages=("torch",)),
+    "pixels-16": Known("avrl.encoders.pixels", "16", paired=True, packages=("torch",)),
 }
 
 
@@ -191,7 +196,11 @@ def known(name: str) -> Known:
     from avrl.torchvision_ops import timm
 
     argument = name.removeprefix("timm:")
-    config = timm.get_pretrained_cfg(argument)
+    try:
+        config = timm.get_pretrained_cfg(argument)
+    except RuntimeError as error:  # a model that it has, with a tag of weights that it has not
+        tags = ", ".join(timm.list_pretrained(f"{argument.partition('.')[0]}.*"))
+        raise ConfigError(f"timm has no weights {argument!r}", f"known: {tags or 'none of that model'}") from error
     if config is None:
         raise ConfigError(f"timm has no model {argument!r}", "see timm.list_models(pretrained=True)")
     files = (config.hf_hub_filename,) if config.hf_hub_filename else Known.files
@@ -204,10 +213,13 @@ def name_of(module: str, argument: str) -> str:
     return next((name for name, one in ENCODERS.items() if (one.module, one.argument) == (module, argument)), "")
 
 
-def licence(name: str) -> list[str]:
-    """The line with the licence of an encoder's weights, for manifests; none where it has no weights."""
+def licence(name: str, whose: str = "") -> list[str]:
+    """The line with the licence of an encoder's weights, for manifests; none where it has no weights.
+
+    Of a file of the user's own (`whose` as `avrl.encoders.pins.whose` says it) nobody here knows it.
+    """
     one = known(name)
-    return [f"{name}: {one.licence}"] if one.licence else []
+    return [f"{name}: {UNTOLD if whose.startswith(OWN) else one.licence}"] if one.licence else []
 
 
 def load(name: str, *, init: str = "pretrained", weights: Path | None = None) -> Encoder:

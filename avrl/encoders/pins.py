@@ -52,6 +52,8 @@ _TIMM = {
     "vit_base_patch16_dinov3.lvd1689m": "1f9ed8a2378d65e24bb710ba522ac9fa7be4e036d7aefb4384ce022833926332",
     "vit_large_patch16_dinov3.lvd1689m": "45172f209c9583c40538afc26b60a07033e6fcc2e8c30228338e6b2e932e7941",
 }
+OWN, MARK = "file ", " (weights "  # of a file of the user's own, in a column of its own and in the row's name
+DIGITS = 8  # of a SHA-256, where people read it
 _FAIR = "https://dl.fbaipublicfiles.com/"
 # REPOSITORY/FILE, or an address -> SHA-256 of the file there.
 SHA256 = {f"timm/{name}/model.safetensors": digest for name, digest in _TIMM.items()} | {
@@ -117,6 +119,28 @@ def compared(one: Known, path: Path) -> str:
     """Whether a file of the user's own is a published one, in words; empty where no sum is known."""
     sums = published(one).values()
     return "" if not sums else "as published" if digest(path) in sums else "not the published file"
+
+
+def whose(one: Known, digest: str, *, own: bool) -> str:
+    """Whose weights are used, as rows of scores say it: ``published 1a2b3c4d`` or ``file 1a2b3c4d``; empty: none.
+
+    Args:
+        one: Row of the encoder.
+        digest: SHA-256 of the weights; empty where no file decides.
+        own: The user named the file. It is the published one only where a published sum says so.
+    """
+    word = OWN if own and digest not in published(one).values() else "published "
+    return word + digest[:DIGITS] if digest else ""
+
+
+def named(encoder: str, whose: str) -> str:
+    """What rows call an encoder with these weights: other weights than the published ones make it another one."""
+    return f"{encoder}{MARK}{whose.removeprefix(OWN)})" if whose.startswith(OWN) else encoder
+
+
+def network(name: str) -> str:
+    """The encoder of a row's name, whatever its weights: its untrained twin is called so."""
+    return name.partition(MARK)[0]
 
 
 def told(one: Known) -> str:

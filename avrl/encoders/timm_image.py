@@ -30,6 +30,7 @@ IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 GRID = 3  # the `grid` readout keeps 3x3 places of the map
 CPU_CHUNK = 16  # frames at once on a CPU: EfficientNet-Lite0 does 58 frames/s so, 16 frames/s with 64 at once
 VIT_SIZE = 224  # px; 16x16 patches of 14 px (DINOv2, 518 px at home) or 14x14 of 16 px
+CHOOSE = "choose another model of timm"
 NEAR = 256  # px: transformers trained at most at this side keep it (DINOv3), the frames are resized for them
 
 
@@ -88,9 +89,9 @@ class ImageEncoder(nn.Module):
         mean_BD = map_BhwD.mean((1, 2))
         grid_BDhw = F.adaptive_avg_pool2d(map_BhwD.permute(0, 3, 1, 2), GRID)
         grid_BD = grid_BDhw.permute(0, 2, 3, 1).flatten(1)
-        if not self._has_tokens():
-            return {"pool": mean_BD, "grid": grid_BD}
         network: Any = self.network
+        if y.ndim == 4 and not hasattr(network, "num_prefix_tokens"):
+            return {"pool": mean_BD, "grid": grid_BD}
         found = {"cls": y[:, 0]} if getattr(network, "cls_token", None) is not None else {}
         if getattr(network, "attn_pool", None) is not None:
             found["map"] = network.forward_head(y, pre_logits=True).float()
@@ -122,19 +123,27 @@ class ImageEncoder(nn.Module):
             x_BCHW = x_BCHW.add_(0.5).floor_().clamp_(0, 255)
         return x_BCHW.div_(255).sub_(self.mean).div_(self.std)
 
-    def _has_tokens(self) -> bool:
-        return hasattr(self.network, "num_prefix_tokens")
-
     def _forward(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Input -> (the network's tokens or map as it gives them, last map (B, h, w, D)), float32."""
+        """Input -> (the network's tokens or map as it gives them, last map (B, h, w, D)), float32.
+
+        Raises:
+            ConfigError: the network has no one map of patches, or does not say where.
+        """
         network: Any = self.network
-        y: Tensor = network.forward_features(x_BCHW).float()
+        y, name = network.forward_features(x_BCHW), type(network).__name__
+        if not isinstance(y, torch.Tensor):
+            raise ConfigError(f"{name} gives {len(y)} maps at once, and a probe reads one", CHOOSE)
+        y = y.float()
         if y.ndim == 4:
             return y, y if getattr(network, "output_fmt", "NCHW") == "NHWC" else y.permute(0, 2, 3, 1)
-        prefix = getattr(network, "num_prefix_tokens", 0)
+        # Networks without such tokens (MLPs, LeViT, Hiera) name no number of them; others of theirs leave it unsaid.
+        unsaid = any("cls_token" in one for one, _ in network.named_parameters())
+        prefix = getattr(network, "num_prefix_tokens", None if unsaid else 0)
+        if prefix is None:
+            raise ConfigError(f"{name} has a class token, and timm does not say where among its tokens", CHOOSE)
         side = math.isqrt(y.shape[1] - prefix)
-        if not self._has_tokens() or side * side != y.shape[1] - prefix:
-            raise ConfigError(f"{type(network).__name__} gives {y.shape[1]} tokens that are no square of patches")
+        if side * side != y.shape[1] - prefix:
+            raise ConfigError(f"{name} gives {y.shape[1] - prefix} patches that are no square", CHOOSE)
         return y, y[:, prefix:].reshape(len(y), side, side, -1)
 
 

@@ -23,12 +23,13 @@ STEP = 64  # pairs that an attentive probe learns from at once: part of what it 
 
 @dataclass(frozen=True)
 class Who:
-    """Whose features are scored: the columns that name a row."""
+    """Whose features are scored: the columns that name a row; `weights` as `avrl.encoders.pins.whose` has it."""
 
     encoder: str
     checkpoint: str
     init: str
     licence: str = ""
+    weights: str = ""
 
 
 @dataclass(frozen=True)

@@ -104,17 +104,13 @@ def _without(
 def _sums(
     vectors: Inputs, y: torch.Tensor, masks: list[np.ndarray], origin_D: torch.Tensor | None = None
 ) -> list[Moments]:
-    """Moments of some sets of rows, none of which is in two of them, in one pass over all."""
-    masks_NP = np.stack(masks, 1)
-    at = np.flatnonzero(masks_NP.any(1))
-    of_M = masks_NP[at].argmax(1)
+    """Moments of some sets of rows in one pass over all."""
     found: list[Moments] = []
-    for index, block in vectors.blocks(at):
+    for index, block in vectors.blocks(np.flatnonzero(np.any(masks, 0))):
         z = torch.from_numpy(block)
         if not found:
             found = [Moments(z.double().mean(0) if origin_D is None else origin_D, y.shape[1]) for _ in masks]
-        of = of_M[np.searchsorted(at, index)]
-        for p in np.unique(of):
-            here = torch.from_numpy(of == p)
-            found[p].add(z[here], y[index][here])
+        for moments, mask_N in zip(found, masks, strict=True):
+            here = torch.from_numpy(mask_N[index])
+            moments.add(z[here], y[index][here])
     return found

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from avrl.cache import size
 from avrl.config import Opt
-from avrl.encoders import licence
+from avrl.encoders import ENCODERS, Known, known, licence
 from avrl.probes import WIDE
-from avrl.stage import Built, Inputs, Stage
+from avrl.stage import Built, Inputs, Stage, changed
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from avrl.artifact import Artifact, Manifest
     from avrl.cache import Cache
     from avrl.encoders import Encoder
 
@@ -99,7 +102,7 @@ def frozen(config: Any, inputs: Inputs, device: str = "") -> tuple[Encoder, str]
 def _build_features(config: FeaturesConfig, inputs: Inputs, out: Path) -> Built:
     import torch
 
-    from avrl.encoders import weights
+    from avrl.encoders import pins, weights
     from avrl.features import extract
 
     encoder, device = frozen(config, inputs)
@@ -121,7 +124,30 @@ def _build_features(config: FeaturesConfig, inputs: Inputs, out: Path) -> Built:
     if not config.weights:  # our own, whose licence comes with the checkpoint, or none at all
         return Built(facts)
     path = Path(config.weights_path) if config.weights_path else None
-    return Built({**facts, "weights": weights.origin(config.encoder, path)}, licence(config.encoder))
+    whose = pins.whose(known(config.encoder), config.weights, own=path is not None)
+    return Built({**facts, "weights": weights.origin(config.encoder, path)}, licence(config.encoder, whose))
+
+
+def outdated(hits: Iterable[Artifact]) -> str:
+    """One line on what was found and made with other versions of what makes its numbers; empty if nothing was.
+
+    No key knows of versions, as most change no number. What is made from something told is made anew along with it.
+    """
+    told = [(one, words) for one in hits if (words := changed(one.manifest, _makers(one.manifest)))]
+    anew = {one.digest for one, _ in told}
+    first = [one for one, _ in told if not any(each.digest in anew for each in one.manifest.inputs)]
+    versions = ", ".join(dict.fromkeys(word for _, words in told for word in words))
+    roots = " ".join(str(one.root) for one in first)
+    return f"{len(told)} of these were made with {versions}; to make them anew: rm -r {roots}" if told else ""
+
+
+def _makers(manifest: Manifest) -> tuple[str, ...]:
+    """The packages whose version may change the numbers of features, of scores, or of flow."""
+    config = manifest.config
+    if manifest.stage in ("features", "scores"):
+        return ("torch",) if config["init"] == "none" else ENCODERS.get(config["encoder"], Known("", "")).packages
+    teacher = config.get("teacher", "")
+    return {"": (), "dis": ("opencv-python-headless",)}.get(teacher, ("torch", "torchvision"))
 
 
 def called(config: Any) -> str:

@@ -36,7 +36,11 @@ RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
         ("epochs", "pairs_per_episode", "batch_size", "max_gap", "gpus", "accumulate"),
         (lambda n: n >= 1, "is less than 1"),
     ),
-    **dict.fromkeys(("look_every", "probe_every", "workers"), (lambda n: n >= 0, "is less than 0")),
+    **dict.fromkeys(
+        ("look_every", "probe_every", "workers", "weight_decay", "warmup_epochs", "save_minutes", "frames_cap"),
+        (lambda n: n >= 0, "is less than 0"),
+    ),
+    "lr": (lambda x: x > 0, "is not above 0"),
     **dict.fromkeys(("sample_decay", "loss_decay"), (lambda x: 0 < x <= 1, "is not in (0, 1]")),
     **dict.fromkeys(("mask_ratio", "ema"), (lambda x: 0 <= x < 1, "is not in [0, 1)")),
 }
@@ -210,14 +214,16 @@ def _bucket(config: PretrainConfig) -> str:
 
 
 def _trained(config: PretrainConfig, frames: Artifact, out: Path) -> Built:
+    from avrl.devices import require_gpus
     from avrl.export import export
-    from avrl.ranks import launch, rank_of_job
+    from avrl.ranks import launch, rank_of_job, together
     from avrl.training import train
 
     if rank_of_job(config.gpus) is None and config.gpus > 1:
+        require_gpus(config.device, config.gpus)
         facts = launch(train, out, config.gpus, frames.root, recipe(config))
     else:
-        facts = train(out, frames.root, recipe(config))
+        facts = together(train, out, frames.root, recipe(config))
     export(out, as_json(config, runtime=False), facts, frames)
     return Built(facts)
 
@@ -277,7 +283,7 @@ def follow(config: PretrainConfig, inputs: Inputs, cache: Cache) -> bool:
     if is_first():
         return False
     from avrl.machine import heeding
-    from avrl.ranks import AGREED, rank_of_job
+    from avrl.ranks import AGREED, rank_of_job, together
     from avrl.remoterun import is_finished
     from avrl.training import train
 
@@ -290,5 +296,5 @@ def follow(config: PretrainConfig, inputs: Inputs, cache: Cache) -> bool:
         return True  # the first rank brings it
     partial.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(*AGREED), heeding() if config.sync else contextlib.nullcontext():
-        train(partial, inputs["frames"].root, recipe(config))
+        together(train, partial, inputs["frames"].root, recipe(config))
     return True

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from avrl.config import Opt
-from avrl.encoders import ENCODERS, licence
+from avrl.encoders import ENCODERS, known, licence, pins
 from avrl.errors import ConfigError
 from avrl.probes import STEP
 from avrl.stage import Built, Inputs, Stage
@@ -79,6 +79,7 @@ class ScoresConfig:
     samples: Annotated[int, Opt("Pairs an attentive probe sees in training")]
     pairs: Annotated[int, Opt("Pairs that flow is found of")]
     teacher: Annotated[str, Opt("Who finds the flow")]
+    whose: Annotated[str, Opt("An outside encoder's weights: published, or a file")] = ""
     weights: Annotated[str, Opt("SHA-256 of the weights file")] = ""
     weights_path: Annotated[str, Opt("Weights file", runtime=True)] = ""
     batch_size: Annotated[int, Opt("Rows a forward pass", runtime=True)] = 64
@@ -128,10 +129,9 @@ def _build_scores(config: ScoresConfig, inputs: Inputs, out: Path) -> Built:
     if looks(config) and config.encoder not in UNSEEING:
         encoder, device = frozen(config, inputs)
         given = replace(given, encoder=encoder, device=device)
-    module = importlib.import_module(kind.module)
-    return Built(
-        module.score(out, Who(config.encoder, config.checkpoint, config.init, _terms(config, inputs)), task, given)
-    )
+    name = pins.named(config.encoder, config.whose)
+    who = Who(name, config.checkpoint, config.init, _terms(config, inputs), config.whose)
+    return Built(importlib.import_module(kind.module).score(out, who, task, given))
 
 
 def _terms(config: ScoresConfig, inputs: Inputs) -> str:
@@ -139,14 +139,14 @@ def _terms(config: ScoresConfig, inputs: Inputs) -> str:
     if config.init in ("random", "none"):
         return ""
     if not config.checkpoint:
-        return "; ".join(licence(config.encoder))
+        return "; ".join(licence(config.encoder, config.whose))
     return "; ".join((inputs.get("checkpoint") or inputs["features"]).manifest.licence)
 
 
 LABELS = Stage("labels", 3, LabelsConfig, lambda config, inputs: inputs["raw"].ref.rsplit("-", 1)[0], _build_labels)
 SCORES = Stage(
     "scores",
-    6,
+    7,
     ScoresConfig,
     lambda config, inputs: "-".join(
         filter(None, (config.probe, called(config), config.target, config.solver.removeprefix("ridge")))
@@ -179,6 +179,11 @@ class ProbeConfig:
     ] = ""
     batch_size: Annotated[int, Opt("Rows a forward pass", runtime=True)] = 64
     device: Annotated[Literal["auto", "cpu"], Opt("auto: a GPU if there is one", runtime=True)] = "auto"
+
+    @property
+    def readouts(self) -> tuple[str, ...]:
+        """Those to score, in one order however they were typed: another would be another request."""
+        return tuple(sorted(set(self.readout)))
 
     def __post_init__(self) -> None:
         if not self.seed:
@@ -228,7 +233,7 @@ class Entry:
             gap=gap if self.paired or rows != "all" else 0,
             rows=rows,
             seed=seed if rows == "clusters" else 0,
-            readouts=() if self.init == "none" else config.readout,
+            readouts=() if self.init == "none" else config.readouts,
             weights=self.identity(),
             weights_path="" if self.init == "random" else self.weights,
             batch_size=config.batch_size,
@@ -264,8 +269,12 @@ class Entry:
         return identity(self.name, self.init, Path(self.weights) if self.weights else None)
 
     def scores(self, config: ProbeConfig, probe: str, gap: int, seed: int) -> ScoresConfig:
-        """The scores stage's request."""
-        kind = KINDS[probe]
+        """The scores stage's request.
+
+        Raises:
+            MissingError: its weights are not at hand.
+        """
+        kind, digest = KINDS[probe], self.identity()
         asked = ScoresConfig(
             probe=probe,
             encoder=self.name,
@@ -273,7 +282,7 @@ class Entry:
             checkpoint=self.checkpoint.ref if self.checkpoint else "",
             gap=gap,
             target=config.target if kind.labelled else "",
-            readout=() if self.init == "none" else config.readout,  # floors have their own
+            readout=() if self.init == "none" else config.readouts,  # floors have their own
             seed=seed,
             resamples=config.resamples,
             solver=config.solver if kind.labelled else "ridge",
@@ -281,7 +290,10 @@ class Entry:
             samples=config.samples if kind.labelled and config.solver == "attentive" else ProbeConfig.samples,
             pairs=config.pairs if kind.flow else ProbeConfig.pairs,
             teacher=config.teacher if kind.flow else ProbeConfig.teacher,
+            whose=pins.whose(known(self.name), digest, own=bool(self.weights)) if digest else "",
             device=config.device,
             batch_size=config.batch_size,
         )
-        return replace(asked, weights=self.identity(), weights_path=self.weights) if looks(asked) else asked
+        if not looks(asked):
+            return asked
+        return replace(asked, readout=(), weights=digest, weights_path=self.weights)

@@ -89,4 +89,4 @@ def _build(config: ReportConfig, given: Inputs, folder: Path) -> Built:
         return Built(facts=report.write(folder, scores, checkpoints, config.resamples, ancestors, config.price))
 
 
-STAGE = Stage(name="tables", version=6, config=ReportConfig, slug=_slug, build=_build)
+STAGE = Stage(name="tables", version=7, config=ReportConfig, slug=_slug, build=_build)

@@ -10,7 +10,7 @@ from huggingface_hub import constants
 from typer.testing import CliRunner
 
 import avrl_cli.app
-from avrl.encoders import ENCODERS, pins, weights
+from avrl.encoders import ENCODERS, licence, pins, weights
 from avrl.errors import IntegrityError
 
 ROWS = {name: one for name, one in ENCODERS.items() if one.licence}
@@ -140,6 +140,25 @@ def test_the_origin_of_a_file_of_ones_own_says_whether_it_is_the_published_one(t
     assert weights.origin("clip", file) == "mine.bin"  # nobody's sum is known
     monkeypatch.setitem(pins.SHA256, "timm/vit_base_patch14_dinov2.lvd142m/model.safetensors", sha256(BAD))
     assert weights.origin("dinov2", file) == "mine.bin, as published"
+
+
+def test_rows_say_whose_weights_are_used_and_whoever_brings_the_published_file_has_the_published_ones(monkeypatch):
+    """A file by hand can only be known by a sum; a commit is known of what was fetched."""
+    row, digest = ENCODERS["dinov2"], sha256(BAD)
+    assert pins.whose(row, digest, own=True) == f"file {digest[:8]}"
+    assert pins.whose(row, digest, own=False) == f"published {digest[:8]}"
+    assert pins.whose(ENCODERS["clip"], digest, own=True) == f"file {digest[:8]}"
+    assert pins.whose(row, "", own=True) == ""
+    monkeypatch.setitem(pins.SHA256, "timm/vit_base_patch14_dinov2.lvd142m/model.safetensors", digest)
+    assert pins.whose(row, digest, own=True) == f"published {digest[:8]}"
+
+
+def test_an_encoder_with_other_weights_has_another_name_and_another_licence():
+    assert pins.named("dinov2", "file 1a2b3c4d") == "dinov2 (weights 1a2b3c4d)"
+    assert {pins.named("dinov2", one) for one in ("published 1a2b3c4d", "")} == {"dinov2"}
+    assert pins.network("dinov2 (weights 1a2b3c4d)") == pins.network("dinov2") == "dinov2"
+    assert licence("dinov2", "published 1a2b3c4d") == licence("dinov2") == ["dinov2: Apache-2.0"]
+    assert licence("dinov2", "file 1a2b3c4d") == ["dinov2: not known: a file of one's own"]
 
 
 def test_any_name_of_timm_is_held_as_the_row_with_its_repository():

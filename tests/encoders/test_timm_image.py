@@ -151,6 +151,38 @@ def test_refuses_what_it_does_not_know(name, init):
         encoders.load(name, init=init)
 
 
+def test_a_tag_that_timm_lacks_is_told_with_those_it_has():
+    """As a slip of the keyboard in the tag, of which timm's own word is a RuntimeError."""
+    with pytest.raises(ConfigError, match=r"vit_base_patch14_dinov2\.lvd142'; known: \S+dinov2\.lvd142m$") as caught:
+        encoders.known("timm:vit_base_patch14_dinov2.lvd142")
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "places"),
+    [("resmlp_12_224", 14), ("gmlp_ti16_224", 14), ("hiera_tiny_224", 7), ("levit_128s", 4), ("efficientformer_l1", 7)],
+)
+def test_a_network_that_names_no_tokens_but_patches_is_read(name, places):
+    """Every token is a patch, in rows from the upper left."""
+    with torch.device("meta"):
+        encoder = encoders.load(f"timm:{name}", init="random")
+    assert list(encoder.readouts) == ["patch-mean", "grid"]
+    tokens = torch.arange(places**2.0).reshape(1, -1, 1)
+    encoder.network.forward_features = lambda _: tokens
+    y, map_BhwD = encoder._forward(torch.zeros(1))
+    assert torch.equal(y, tokens)
+    assert torch.equal(map_BhwD[0, :, :, 0], torch.arange(places**2.0).reshape(places, places))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("crossvit_9_240", "2 maps at once"), ("pit_ti_224", "has a class token"), ("volo_d1_224", "has a class token")],
+)
+def test_a_network_whose_patches_nobody_can_tell_is_refused_with_the_reason(name, words):
+    with torch.device("meta"), pytest.raises(ConfigError, match=words):
+        encoders.load(f"timm:{name}", init="random")
+
+
 def test_torchvision_is_left_alone_where_it_is_healthy():
     before = timm.__name__, torch.ops.torchvision.nms
     cure()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import re
 import signal
@@ -220,10 +221,11 @@ def test_killed_anywhere_the_digest_is_that_of_an_undisturbed_run(seed, cache, c
     with serving(Slow, {name: data for name, data in served(copy).items() if "/" not in name}) as server:
         arguments = [sys.executable, "-c", SCRIPT, server.url, str(cache.root)]
         for _ in range(2):
-            stop_at, process = server.sent + rng.randrange(300_000), subprocess.Popen(arguments)
-            while server.sent < stop_at and process.poll() is None:
+            server.hold_at, process = server.sent + rng.randrange(300_000), subprocess.Popen(arguments)
+            while server.sent < server.hold_at and process.poll() is None:
                 time.sleep(0.005)
             process.send_signal(signal.SIGKILL)
+            server.hold_at = math.inf
             kills += process.wait() == -signal.SIGKILL
         artifact, _ = make(cache, part=parts, origin=server.url)
         undisturbed, _ = make(Cache(tmp_path / "other"), part=parts, origin=server.url)
