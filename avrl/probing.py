@@ -25,12 +25,12 @@ from avrl.outcome import RANK_ROWS, WHOLE, Test, effective_rank
 from avrl.probes import attentive
 from avrl.probes.ridge import fits
 from avrl.ridge import ALPHAS
-from avrl.scratch import array, joined
+from avrl.scratch import BLOCK, array, joined
 from avrl.splits import ALL, SEEN, UNSEEN
 from avrl.vectors import STRETCH, Vectors, offers, places
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path as File
 
     import polars as pl
@@ -70,12 +70,18 @@ class Floor:
         The ridge's cap on magnifying is for features of one unit, and would silence the metres. What that cap is for, a
         column that is all but still in training and moves in test, is kept within `FAR` times what training shows.
         """
-        found = array(self.z_ND.shape, scratch)
-        for column, into in zip(self.z_ND.T, found.T, strict=True):  # one at a time: all are gigabytes
-            known = column[train_N]
-            low, high = known.min(), known.max()
-            middle, reach, std = (low + high) / 2, FAR * (high - low) / 2, known.std()
-            into[:] = np.clip(column, middle - reach, middle + reach) / (std if high > low else 1)
+        cuts = [slice(at, at + BLOCK) for at in range(0, len(self.z_ND), BLOCK)]  # the whole may be gigabytes
+        trained = [cut for cut in cuts if train_N[cut].any()]
+
+        def over(take: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+            return np.stack([take(self.z_ND[cut][train_N[cut]]) for cut in trained])
+
+        low, high = over(lambda z: z.min(0)).min(0), over(lambda z: z.max(0)).max(0)
+        mean = over(lambda z: z.sum(0)).sum(0) / train_N.sum()
+        std = np.sqrt(over(lambda z: ((z - mean) ** 2).sum(0)).sum(0) / train_N.sum())
+        middle, reach, found = (low + high) / 2, FAR * (high - low) / 2, array(self.z_ND.shape, scratch)
+        for cut in cuts:
+            found[cut] = np.clip(self.z_ND[cut], middle - reach, middle + reach) / np.where(high > low, std, 1)
         return replace(self, z_ND=found)
 
 

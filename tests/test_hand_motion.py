@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 from made import features_of, frame_store
 
-from avrl import features, hand_motion, labels, outcome, scratch
+from avrl import features, hand_motion, labels, outcome, probing, scratch
 from avrl.episodes import Episode, table
 from avrl.errors import ConfigError, IntegrityError
 from avrl.probes import Given, Task, Who
@@ -119,7 +119,7 @@ def test_memory_does_not_grow_with_the_pairs(tmp_path, monkeypatch):
     told = {"episode_index": range(200), "task": names, "split": "train", "fps": 30.0}
     pl.DataFrame(told).write_parquet(tmp_path / "episodes.parquet")
     del columns
-    for module in (hand_motion, outcome, scratch):
+    for module in (hand_motion, outcome, probing, scratch):
         monkeypatch.setattr(module, "BLOCK", 1000)
     (tmp_path / "out").mkdir()
     tracemalloc.start()
