@@ -218,7 +218,7 @@ def load(root: Path) -> Artifact:
         if values["format"] != FORMAT:
             raise IntegrityError(
                 f"{root / MANIFEST} has format {values['format']}, this avrl reads {FORMAT}",
-                f"remove it with: rm -r {root}",
+                _cure(root, f"remove it with: rm -r {root}"),
             )
         values["inputs"] = [Input(**one) for one in values["inputs"]]
         values["files"] = [File(**one) for one in values["files"]]
@@ -231,7 +231,8 @@ def load(root: Path) -> Artifact:
             raise ValueError("its key is not that of its request")
         return Artifact(root, manifest)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise IntegrityError(f"{root / MANIFEST} is damaged: {error}", f"remove it with: rm -r {root}") from error
+        cure = _cure(root, f"remove it with: rm -r {root}")
+        raise IntegrityError(f"{root / MANIFEST} is damaged: {error}", cure) from error
 
 
 def _require_kinds(manifest: Manifest) -> None:
@@ -253,6 +254,17 @@ def verify(artifact: Artifact) -> None:
     for file in artifact.manifest.files:
         path = artifact.root / file.path
         if not path.is_file() or path.stat().st_size != file.bytes or sha256_of(path) != file.sha256:
-            raise IntegrityError(
-                f"{path} is not what its manifest says", f"rm -r {artifact.root} and run the verb again"
-            )
+            raise spoilt(path, artifact.root)
+
+
+def spoilt(path: Path, root: Path) -> IntegrityError:
+    """The error for a file of the artifact at `root` that is not what its manifest says."""
+    return IntegrityError(f"{path} is not what its manifest says", _cure(root, f"rm -r {root} and run the verb again"))
+
+
+def _cure(root: Path, cheap: str) -> str:
+    """What helps a damaged artifact: most are made again, but of a checkpoint that would throw days away."""
+    if root.parent.name != "checkpoints":
+        return cheap
+    again = f"rm -r {root} and type the same avrl pretrain, which brings it from S3 with --sync and trains anew without"
+    return f"copy it again from where it was mirrored; or {again}"

@@ -16,7 +16,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from avrl.artifact import MANIFEST, File, sha256_of
+from avrl.artifact import MANIFEST, File, sha256_of, spoilt
 from avrl.errors import IntegrityError, NotFoundError, TemporaryError
 from avrl.http import download
 from avrl.s3 import Object, connect, told
@@ -239,7 +239,7 @@ def _is(head: dict[str, Any] | None, file: File) -> bool:
 def _sums(root: Path, file: File) -> tuple[str, str]:
     """SHA-256 in hex and CRC32 in base64 of a file that must be what its manifest says."""
     path, sha256, crc32 = root / file.path, hashlib.sha256(), 0
-    rotten = IntegrityError(f"{path} is not what its manifest says", f"rm -r {root} and run the verb again")
+    rotten = spoilt(path, root)
     if not path.is_file():
         raise rotten
     with path.open("rb") as handle:

@@ -17,6 +17,7 @@ from avrl.sources import SAMPLED, SOURCES
 from avrl.stage import run
 from avrl.stages import fetch
 from avrl.stages.prep import STAGE, PrepConfig, plan
+from avrl_cli import advice
 from avrl_cli.options import listed, verb
 from avrl_cli.output import Session
 
@@ -48,6 +49,8 @@ def command(
         raise ConfigError(f"no source named {source!r}", f"known: {', '.join(SOURCES)}, sample")
     if (stream or origin) and (source == "sample" or raw):
         raise ConfigError("--stream and --from go neither with the sample nor with --raw", "leave one of them out")
+    if source == "sample" and raw:
+        raise ConfigError(f"--raw {raw} does not go with the sample, which is one piece", "leave out --raw")
     if stream or origin:
         chosen = fetch.FetchConfig(
             source=source, part=tuple(listed(part or ())), task=tuple(listed(task or ())), episodes=episodes
@@ -77,7 +80,7 @@ def command(
                 one.manifest.config["source"] == name and (ref != "" or not outdated(one, session.store))
             ),
             what=f"raw data of {name}",
-            make=f"avrl fetch {source}",
+            make=advice.fetch(source),
             option="--raw",
         )
         _prepare(session, config, found)

@@ -18,6 +18,7 @@ from avrl.errors import AvrlError, ConfigError, NotFoundError, SyncError
 from avrl.launch_script import SCRIPTS, Launch, source, without
 from avrl.stages.prep import whole
 from avrl.stages.pretrain import STAGE, PretrainConfig, arrive, follow, is_first, leave, network, recipe, settled
+from avrl_cli import advice
 from avrl_cli.options import verb
 from avrl_cli.output import Session
 
@@ -78,7 +79,7 @@ def _stored(session: Session, on: str, frames: str) -> Artifact:
             frames,
             where=lambda one: whole(one) and (bool(frames) or _is_of(one, on)),
             what=f"frames of {on}",
-            make="avrl prep" if on == "egodex" else f"avrl prep {on}",
+            make="avrl prep" if on == "egodex" else advice.prep(on),
             option="--frames",
         )
     except NotFoundError as error:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from avrl.artifact import load
+from avrl.artifact import load, verify
 from avrl.cache import size
-from avrl.errors import AvrlError, ConfigError, NotFoundError
+from avrl.errors import AvrlError, ConfigError
+from avrl.sources import SAMPLED
 from avrl.stages import fetch, flow, prep
-from avrl.stages.features import FEATURES, outdated, plan
+from avrl.stages.features import FEATURES, outdated, plan, readouts
 from avrl.stages.prep import whole
-from avrl.stages.pretrain import OBJECTIVES, network
 from avrl.stages.probe import (
     KINDS,
     LABELS,
@@ -26,7 +26,9 @@ from avrl.stages.probe import (
     ProbeConfig,
     looks,
 )
-from avrl_cli.options import listed, verb
+from avrl_cli import advice
+from avrl_cli.entries import named
+from avrl_cli.options import verb
 from avrl_cli.output import Session
 
 if TYPE_CHECKING:
@@ -38,7 +40,6 @@ if TYPE_CHECKING:
     Asked = tuple[str, int, int]  # what, gap, seed
 
 NAME = "probe"
-ALONG = ("random", "pixels")  # untrained twins and pixel floors: scored along with any encoder, so naming them is idle
 
 
 @verb(ProbeConfig)
@@ -65,16 +66,15 @@ def command(
     origin: Annotated[str, typer.Option("--from", help="Folder with the data, linked and prepared by the way")] = "",
 ) -> None:
     """Probe frozen encoders with closed-form ridge. Floors and untrained twins are scored along."""
-    entries = _named(session, what, encoder or [], weights)  # a typo shows at once
     kind = KINDS[what]
-    source = kind.source if on in ("", "sample") else on
+    _require_part(what, on, config)
+    entries = named(session.store, what, on, encoder or [], weights)  # a typo shows at once
+    source = kind.source if on in ("", advice.SAMPLE) else on
     if kind.labelled and source != kind.source:
         raise ConfigError(f"{what} is about frames of {kind.source}, not of {on}", "leave out --on")
-    if config.solver != "ridge" and not kind.labelled:
-        raise ConfigError(f"--solver {config.solver} predicts motion; {what} has its own probe", "leave out --solver")
     if config.readout and (kind.dense or config.solver == "attentive"):
         session.say(f"--readout has no part in {what if kind.dense else '--solver attentive'}, which looks at patches")
-    if origin and on == "sample":
+    if origin and on == advice.SAMPLE:
         raise ConfigError("--from does not go with the sample", "leave out --on")
     raw = _linked(session, source, origin) if origin else None
     if origin and raw is None:
@@ -86,21 +86,52 @@ def command(
         where=lambda one: (
             whole(one)
             and one.manifest.facts["source"] == source
-            and (on != "sample" or one.ref.startswith(f"{source}-sample-"))
+            and (on != advice.SAMPLE or advice.is_sample(one))
             and (raw is None or one.manifest.input("raw").digest == raw.digest)
         ),
         what=f"frames of {source}" + (f" in {origin}" if origin else ""),
-        make=f"avrl prep {on or source}" + (f" --from {origin}" if origin else ""),
+        make=advice.prep(on or source, origin),
         option="--frames",
     )
     from avrl.splits import require_split
 
     require_split(store, config.gap)
-    for entry in entries:
-        entry.identity()  # weights that are missing show before hours of others' features
+    _require_ready(session, config, entries, (what, config.gap[0], config.seed[0]), store)
     labels = _labels(session, store) if kind.labelled else None
     asked = [(what, gap, seed) for gap, seed in itertools.product(config.gap, config.seed)]
     _matrix(session, config, ([Entry(name, "none") for name in kind.floors], entries), asked, store, labels)
+
+
+def _require_part(what: str, on: str, config: ProbeConfig) -> None:
+    """Refuse options that would change nothing: who typed them would believe that they did."""
+    kind, attentive = KINDS[what], config.solver == "attentive"
+    if on == advice.SAMPLE and kind.source not in SAMPLED:
+        raise ConfigError(f"the sample holds no data of {what}", f"type: avrl probe {what} --from DIR --encoder NAME")
+    if attentive and not kind.labelled:
+        raise ConfigError(f"--solver {config.solver} predicts motion; {what} has its own probe", "leave out --solver")
+    parts = {"target": kind.commands, "samples": attentive, **dict.fromkeys(("pairs", "teacher"), kind.flow)}
+    for name, has_part in {**parts, "teacher_weights": kind.flow}.items():
+        given = getattr(config, name)
+        if given != getattr(ProbeConfig, name) and not has_part:
+            flag, ridge = f"--{name.replace('_', '-')}", " --solver ridge" * (name == "samples")
+            raise ConfigError(f"{flag} {given} has no part in avrl probe {what}{ridge}", f"leave out {flag}")
+
+
+def _require_ready(session: Session, config: ProbeConfig, entries: list[Entry], asked: Asked, store: Artifact) -> None:
+    """What would end encoders one by one, after hours of others' features: weights, checkpoints, names of readouts."""
+    for entry in entries:
+        entry.identity()
+    for checkpoint in {entry.checkpoint.ref: entry.checkpoint for entry in entries if entry.checkpoint}.values():
+        verify(checkpoint)
+    there: set[str] = set()
+    for entry in entries if config.readout else ():
+        for wanted, inputs in _features(session, config, entry, asked, store).values():
+            try:
+                there |= readouts(wanted, inputs, session.store)
+            except (AvrlError, RuntimeError):  # it says why when it is run
+                return
+    if there and (unknown := sorted(set(config.readout) - there)):
+        raise ConfigError(f"no encoder here has a readout {unknown[0]!r}", f"there are: {', '.join(sorted(there))}")
 
 
 def _matrix(
@@ -133,17 +164,6 @@ def _matrix(
         session.say(f"{size(needed)} of features at most, {size(session.store.free())} free: it fits")
 
 
-def _named(session: Session, what: str, given: list[str], weights: str) -> list[Entry]:
-    """The encoders asked for, each with its untrained twin."""
-    names = [name for name in dict.fromkeys(listed(given)) if name not in (*ALONG, *KINDS[what].floors)]
-    if not names:
-        along = f" ({', '.join(listed(given))}: scored along with any)" if given else ""
-        raise ConfigError(f"probe needs an encoder{along}", f"type: avrl probe {what} --encoder dinov2")
-    if weights and len(names) != 1:
-        raise ConfigError("--weights goes with exactly one --encoder", "probe the encoders one by one")
-    return [entry for name in names for entry in _entries(session, name, weights)]
-
-
 def _linked(session: Session, source: str, origin: str) -> Artifact | None:
     """A local copy as a raw artifact that has a frame store; None if a dry run finds it has none yet."""
     asked = fetch.settled(fetch.FetchConfig(source=source, origin=origin))
@@ -164,7 +184,7 @@ def _labels(session: Session, store: Artifact) -> Artifact | None:
         *same[:1],  # several of one digest are the same data
         where=lambda one: one.digest == raw_digest,
         what=f"raw data of {store.ref}",
-        make=f"avrl fetch {source}",
+        make=advice.fetch(advice.SAMPLE if advice.is_sample(store) else source),
     )
     return session.run(LABELS, LabelsConfig(), {"raw": raw, "frames": store})
 
@@ -183,49 +203,6 @@ def _flow(session: Session, config: ProbeConfig, asked: tuple[int, int], store: 
         device=config.device,
     )
     return session.run(flow.STAGE, wanted, {"frames": store})
-
-
-def _entries(session: Session, name: str, weights: str) -> list[Entry]:
-    """An encoder and its untrained twin.
-
-    Raises:
-        ConfigError: weights for one of our checkpoints.
-        NotFoundError: there is no such weights file.
-    """
-    from avrl.encoders.weights import find
-
-    checkpoint = _checkpoint(session, name)
-    if checkpoint and weights:
-        raise ConfigError(f"{name} is a checkpoint, with weights of its own", "leave out --weights")
-    if weights:
-        find(name, Path(weights))  # a typo shows at once
-    if checkpoint:
-        called = network(checkpoint.manifest.config).name
-        return [Entry(called, "trained", checkpoint), Entry(called, "random", checkpoint)]
-    return [Entry(name, "pretrained", weights=weights), Entry(name, "random")]
-
-
-def _checkpoint(session: Session, name: str) -> Artifact | None:
-    """The checkpoint that an encoder's name means; None if it is the name of an outside encoder."""
-    from avrl.encoders import ENCODERS, known
-
-    if name in ENCODERS or name.startswith("timm:"):
-        known(name)  # refuses what is not public, or not in timm, before anything is looked for
-        return None
-    try:
-        return session.store.resolve(
-            "checkpoints",
-            "" if name in OBJECTIVES else name,
-            where=lambda one: name not in OBJECTIVES or network(one.manifest.config).name == name,
-            what=f"{name} checkpoint" if name in OBJECTIVES else "checkpoints",
-            make=f"avrl pretrain {name}" if name in OBJECTIVES else "",
-            option="--encoder",
-        )
-    except NotFoundError as error:
-        if name in OBJECTIVES or error.next_step:
-            raise
-        names = ", ".join([*ENCODERS, "timm:NAME", *OBJECTIVES])
-        raise ConfigError(f"no encoder or checkpoint named {name!r}", f"known: {names}") from None
 
 
 def _features(

@@ -9,7 +9,7 @@ import typer
 from avrl.errors import ConfigError, NotFoundError
 from avrl.stages.report import PAGE, STAGE, SUMMARY, ReportConfig, inputs, only
 from avrl.words import speaking
-from avrl_cli import holdings
+from avrl_cli import advice, holdings
 from avrl_cli.options import listed, verb
 from avrl_cli.output import Session
 from avrl_cli.why import explain
@@ -62,7 +62,8 @@ def command(
         return
     scores = session.store.artifacts("scores")
     if not scores:
-        raise NotFoundError(f"no scores in {session.cache}", "make some with: avrl probe bridge --encoder dinov2")
+        on = advice.SAMPLE if advice.only_sample(session.store) else ""
+        raise NotFoundError(f"no scores in {session.cache}", f"make some with: {advice.probe('bridge', on)}")
     scores = only(scores, listed(some or []))
     if why is not None:
         explain(session, scores, why)

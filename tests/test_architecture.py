@@ -26,6 +26,7 @@ LAYERS = {
     "command line": """
         avrl_cli avrl_cli.app avrl_cli.errors avrl_cli.options avrl_cli.output
         avrl_cli.fetch avrl_cli.prep avrl_cli.pretrain avrl_cli.probe avrl_cli.report avrl_cli.holdings avrl_cli.why
+        avrl_cli.advice avrl_cli.entries
     """,
     "stages": """
         avrl.stages avrl.stages.features avrl.stages.flow avrl.stages.fetch avrl.stages.prep avrl.stages.pretrain
@@ -52,7 +53,7 @@ LAYERS = {
         avrl.encoders avrl.encoders.efficientnet_lite0 avrl.encoders.pixels avrl.encoders.r3m
         avrl.encoders.timm_image avrl.encoders.transformers_layout avrl.encoders.weights avrl.encoders.mae
         avrl.encoders.vip avrl.encoders.openvla avrl.encoders.pi0 avrl.encoders.towers avrl.encoders.video
-        avrl.encoders.videomae_k400 avrl.encoders.vjepa2 avrl.encoders.vjepa2_1 avrl.encoders.pins
+        avrl.encoders.videomae_k400 avrl.encoders.vjepa2 avrl.encoders.vjepa2_1 avrl.encoders.pins avrl.encoders.hub
         avrl.objectives avrl.objectives.channels avrl.objectives.prediction avrl.objectives.single_stream
         avrl.objectives.two_stream avrl.objectives.videomae avrl.objectives.vit
         avrl.probes avrl.probes.attentive avrl.probes.ridge avrl.ridge avrl.meters avrl.alarms avrl.trackers

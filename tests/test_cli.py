@@ -254,6 +254,13 @@ def test_completion_knows_verbs_options_and_choices(tmp_path, words, found):
             r"probe needs an encoder \(pixels-8, random: scored along with any\); type: avrl probe bridge .*",
         ),
         ("probe bridge --encoder nope", "no encoder or checkpoint named 'nope'; known: dinov2, .*"),
+        (
+            "probe bridge --encoder DINOv2",
+            "no encoder or checkpoint named 'DINOv2'; did you mean dinov2, .*: avrl fetch encoders --dry-run",
+        ),
+        ("probe bridge --encoder two-strem", r".* 'two-strem'; did you mean two-stream\? all: .*"),
+        ("fetch encoders --encoder dino2", "no encoder named 'dino2'; did you mean dinov2, .* all: .*"),
+        ("fetch encoders --encoder pixels-8", "pixels-8 has no weights: there is nothing to fetch; it is scored .*"),
         ("probe bridge --encoder r3m --gap x", "gap: 'x' is not a list of int"),
         ("report extra", r"No such command 'extra'; see: avrl report --help"),
         ("report cache extra", r"Got unexpected extra argument.* \(extra\); see: avrl report cache --help"),

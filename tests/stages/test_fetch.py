@@ -19,11 +19,13 @@ from typer.testing import CliRunner
 
 from avrl.artifact import sha256_of, verify
 from avrl.cache import Cache
+from avrl.encoders import ENCODERS
 from avrl.errors import ConfigError, DiskFullError, IntegrityError, NotFoundError
 from avrl.sources import bridge, bridge_rlds, egodex
 from avrl.stage import run
 from avrl.stages import fetch
 from avrl.stages.fetch import STAGE, FetchConfig, expect, settled
+from avrl.stages.flow import RAFT
 from avrl_cli.fetch import command
 
 
@@ -334,7 +336,21 @@ def test_the_verb_refuses_what_does_not_go_together(avrl):
 
 def test_encoders_go_to_their_own_module(avrl):
     told = avrl("encoders", "--encoder", "dinov2", "--encoder", "clip", "--dry-run").stdout
-    assert told.splitlines() == ["dinov2: not looked for", "clip: not looked for"]
+    assert re.findall("^[^:]+: to be fetched from huggingface.co/timm/[^ ]+", told, re.MULTILINE) == [
+        "dinov2: to be fetched from huggingface.co/timm/vit_base_patch14_dinov2.lvd142m",
+        "clip: to be fetched from huggingface.co/timm/vit_base_patch16_clip_224.openai",
+    ]
+    assert avrl("encoders", "--encoder", "dinov2,clip", "--dry-run").stdout == told
+
+
+def test_a_dry_run_without_a_name_lists_every_encoder(avrl):
+    """It is what 'did you mean' sends those to who meant another."""
+    told = dict(line.split(": ", 1) for line in avrl("encoders", "--dry-run").stdout.splitlines())
+    assert list(told) == [*ENCODERS, *RAFT]
+    assert "to be fetched out of huggingface.co/openvla/openvla-7b" in told["openvla"]
+    assert told["vip"].startswith("to be fetched from https://")
+    assert told["efficientnet-lite0"].startswith("nothing to fetch, it is /")
+    assert told["rt-2"].startswith("RT-2 is not public")
 
 
 def test_an_encoders_weights_come_with_their_licence_size_and_origin(avrl):
