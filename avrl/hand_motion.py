@@ -16,14 +16,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from avrl.errors import ConfigError
-from avrl.labels import ROWS, Target, starts
+from avrl.labels import Target, starts
+from avrl.scratch import BLOCK, array
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     import polars as pl
 
     from avrl.episodes import Episode
+    from avrl.labels import Table
 
 SURE = 0.3
 NO_POSE = -1.0  # stands for the confidence where a pose is not finite: never sure, whatever the file says
@@ -68,8 +71,8 @@ def facts(labels: pl.LazyFrame) -> dict[str, Any]:
     return {"without_confidences": every - episodes, "sure": share}
 
 
-def targets(labels: pl.DataFrame, gap: int, target: str) -> list[Target]:
-    """The left hand and the right, where there are pairs that the data is sure of; see `avrl.labels.targets`.
+def targets(labels: Table, gap: int, target: str, scratch: Path | None = None) -> Iterator[Target]:
+    """The left hand, then the right, where there are pairs that the data is sure of; see `avrl.labels.targets`.
 
     Returns:
         y in m, three numbers a joint; the state is where the joints are at t as the camera sees them, in m.
@@ -79,50 +82,68 @@ def targets(labels: pl.DataFrame, gap: int, target: str) -> list[Target]:
     """
     if target != "reached":
         raise ConfigError("a hand obeys no command: EgoDex has motion that happened and no other", "--target reached")
-    start = starts(labels, gap)
-    found = [one for side in SIDES if (one := _hand(labels, gap, side, start)) is not None]
-    if not found:
+    return _hands(labels.lazy(), gap, scratch)
+
+
+def _hands(labels: pl.LazyFrame, gap: int, scratch: Path | None) -> Iterator[Target]:
+    none = True
+    for side in SIDES:
+        made = _hand(labels, gap, side, scratch)
+        if made:
+            none = False
+            yield made.pop()  # and keep nothing of it: with the other hand it would be gigabytes more
+    if none:
         raise ConfigError(
             f"no pair of frames {gap} apart has a hand that the poses are sure of (confidence {SURE} or more)",
             "try a smaller --gap, or other parts",
         )
-    return found
 
 
-def _hand(labels: pl.DataFrame, gap: int, side: str, start: np.ndarray) -> Target | None:
-    """One hand, over the pairs (rows of their first frames) in which it is sure; None if there are none."""
-    sure_T, kept = np.ones(len(labels), bool), []
+def _sure(labels: pl.LazyFrame, side: str) -> tuple[list[str], np.ndarray]:
+    """The joints of a hand that the data is ever sure of, if it says so; and the rows where it is, of all of these."""
+    sure_T, kept = np.array(True), []
     for name, joint in JOINTS.items():
-        confidence = labels[_confidence(side + joint)].to_numpy()
+        confidence = labels.select(_confidence(side + joint)).collect().to_series().to_numpy()
         sure = confidence >= SURE
         if sure.any() or not (confidence >= 0).any():
-            sure_T &= sure | np.isnan(confidence)
+            sure_T = sure_T & (sure | np.isnan(confidence))
             kept.append(name)
+    return kept, np.broadcast_to(sure_T, len(confidence))
+
+
+def _hand(labels: pl.LazyFrame, gap: int, side: str, scratch: Path | None) -> list[Target]:
+    """One hand, over the pairs in which it is sure; nothing if there are none."""
+    import polars as pl
+
+    start = starts(labels, gap)
+    kept, sure_T = _sure(labels, side)
     start = start[sure_T[start] & sure_T[start + gap]]
     if not kept or not len(start):
-        return None
-    y_NK, state_NS = np.empty((2, len(start), len(AXES) * len(kept)))
-    for at in range(0, len(start), ROWS):  # the rest is then small beside what is returned
-        rows = start[at : at + ROWS]
-        first, last = labels[rows], labels[rows + gap]
+        return []
+    size = len(start), len(AXES) * len(kept)
+    y_NK, state_NS = array(size, scratch), array(size, scratch)
+    places = [[f"{side}{JOINTS[name]}_{axis}" for axis in AXES] for name in kept]
+    wanted, keys = [*TURN, *EYE, *(one for place in places for one in place)], ["episode_index", "frame_index"]
+    rows = []
+    for low in range(0, int(start[-1]) + 1, BLOCK):  # a stretch of the table at a time is in memory
+        at = slice(*np.searchsorted(start, (low, low + BLOCK)))
+        here = start[at] - low
+        if not len(here):
+            continue
+        stretch = labels.slice(low, BLOCK + gap).select(*keys, *wanted).collect()
+        first, last = stretch[here], stretch[here + gap]
         turn_N33, eye = _numbers(first, TURN).reshape(-1, 3, 3), _numbers(first, EYE)
-        places = [[f"{side}{JOINTS[name]}_{axis}" for axis in AXES] for name in kept]
         motion = [_seen(turn_N33, _numbers(last, one) - _numbers(first, one)) for one in places]
-        y_NK[at : at + ROWS] = np.concatenate(motion, 1)
-        state_NS[at : at + ROWS] = np.concatenate([_seen(turn_N33, _numbers(first, one) - eye) for one in places], 1)
+        y_NK[at] = np.concatenate(motion, 1)
+        state_NS[at] = np.concatenate([_seen(turn_N33, _numbers(first, one) - eye) for one in places], 1)
+        rows.append(first.select(keys))
     groups = {WRIST: [one for one in kept if one == WRIST], "fingertips": [one for one in kept if one != WRIST]}
-    return Target(
-        labels.select("episode_index", "frame_index")[start],
-        y_NK,
-        state_NS,
-        y_NK,
-        {
-            f"{side} {group}": tuple(f"{side} {name} {axis}" for name in names for axis in AXES)
-            for group, names in groups.items()
-            if names
-        },
-        name=f"{side} hand",
-    )
+    names = {
+        f"{side} {group}": tuple(f"{side} {name} {axis}" for name in some for axis in AXES)
+        for group, some in groups.items()
+        if some
+    }
+    return [Target(pl.concat(rows), y_NK, state_NS, y_NK, names, name=f"{side} hand")]
 
 
 def _seen(turn_N33: np.ndarray, vector_N3: np.ndarray) -> np.ndarray:

@@ -25,12 +25,14 @@ from avrl.errors import ConfigError, IntegrityError
 from avrl.progress import bar
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     import polars as pl
 
     from avrl.episodes import Episode
+
+    Table = pl.DataFrame | pl.LazyFrame
 
 MOTION = {"egodex": "avrl.hand_motion", "lerobot": "avrl.lerobot_motion"}  # a `Motion` each; Bridge's is below
 DIMENSIONS = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
@@ -77,20 +79,13 @@ class Motion(Protocol):
     """What the module of a source's labels offers."""
 
     def columns(self, raw: Path, episode: Episode, scratch: Path) -> dict[str, np.ndarray]:
-        """What was recorded of an episode: columns of one length, a row a frame of the store.
-
-        Raises:
-            IntegrityError: it is damaged or missing.
-        """
-        ...
+        """What was recorded of an episode: columns of one length, a row a frame of the store; damage is refused."""
 
     def facts(self, labels: pl.LazyFrame) -> dict[str, Any]:
         """What is worth saying of all of it, for the manifest; labels may be larger than the memory."""
-        ...
 
-    def targets(self, labels: pl.DataFrame, gap: int, target: str) -> list[Target]:
+    def targets(self, labels: Table, gap: int, target: str, scratch: Path | None) -> Iterable[Target]:
         """See `targets`."""
-        ...
 
 
 def extract(raw: Path, frames: Path, out: Path, source: str = "bridge") -> dict[str, Any]:
@@ -148,7 +143,9 @@ def _table(columns: dict[str, np.ndarray], episode: Episode) -> pl.DataFrame:
     return table.select(index, pl.int_range(pl.len(), dtype=pl.Int64).alias("frame_index"), pl.all())
 
 
-def targets(labels: pl.DataFrame, gap: int, target: str, source: str = "bridge") -> list[Target]:
+def targets(
+    labels: Table, gap: int, target: str, source: str = "bridge", scratch: Path | None = None
+) -> Iterable[Target]:
     """What is to be predicted of all pairs (t, t+gap) within an episode, in the order of the table; none is empty.
 
     Args:
@@ -156,20 +153,23 @@ def targets(labels: pl.DataFrame, gap: int, target: str, source: str = "bridge")
         gap: Frames between the two.
         target: One of `TARGETS`.
         source: Whose data it is.
+        scratch: A folder where numbers may lie that are too many for memory.
 
     Raises:
         ConfigError: the gap is longer than every episode, or there is no such target in these labels.
     """
-    return _motion(source).targets(labels, gap, target) if source in MOTION else [pairs(labels, gap, target)]
+    if source in MOTION:
+        return _motion(source).targets(labels, gap, target, scratch)
+    return [pairs(labels.lazy().collect(), gap, target)]
 
 
-def starts(labels: pl.DataFrame, gap: int) -> np.ndarray:
+def starts(labels: Table, gap: int) -> np.ndarray:
     """Rows (N,) of the first frames of all pairs within an episode.
 
     Raises:
         ConfigError: the gap is longer than every episode.
     """
-    index = labels["episode_index"].to_numpy()
+    index = labels.lazy().select("episode_index").collect().to_series().to_numpy()
     found = np.flatnonzero(index[gap:] == index[: len(index) - gap]) if len(index) > gap else np.zeros(0, int)
     if not len(found):
         raise ConfigError(f"no episode has two frames that are {gap} apart", "try a smaller --gap")
@@ -251,7 +251,6 @@ def pairs(labels: pl.DataFrame, gap: int, target: str) -> Target:
             "the actions of this copy of the data are relabelled as the motion that happened: no command is left",
             "--target reached, or fetch the RLDS shards",
         )
-
     episode_N, frame_N, y_NK, state_NS, motion_NS = [], [], [], [], []
     for (index,), rows in labels.group_by("episode_index", maintain_order=True):
         state = rows.select(f"state_{name}" for name in DIMENSIONS).to_numpy().astype(np.float64)

@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 
 INFO = "meta/info.json"
 VERSION = re.compile(r"v([23])\.\d+")
-HELD_OUT = ("test", "val", "train")  # an episode that two splits claim is the held-out one's
+SPLITS = ("test", "val", "train")  # an episode that several claim is that of the first: one held out by any is so
+EVERYTHING = "all"  # names no split
 PLACES = ("data/chunk_index", "data/file_index")
+STATE, ACTION = "observation.state", "action"  # columns of what a robot did
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ class Dataset:
         return rows
 
     def numbers(self, index: int, column: str) -> np.ndarray:
-        """A column of vectors, (T, D) float32.
+        """A column of vectors, (T, D) float32; of one number each, they may be plain numbers.
 
         Raises:
             IntegrityError: they are no vectors of one length of finite numbers; and as `table`.
@@ -134,6 +136,8 @@ class Dataset:
             values = np.array(found, np.float32)
         except (ValueError, TypeError):
             values = np.full(1, np.nan, np.float32)
+        if self.features.get(column, {}).get("shape") == [1] and values.ndim == 1:
+            values = values[:, None]
         if values.ndim != 2 or not np.isfinite(values).all():
             raise IntegrityError(
                 f"{self.root / self.file(index)}: {column} of episode {index} is no finite vectors", AGAIN
@@ -174,18 +178,22 @@ class Dataset:
     def split(self, index: int) -> str:
         """``train``, ``val`` or ``test`` as ``info.json`` says; ``train`` if it does not.
 
+        Data sets call what they hold out ``validation``, ``eval``, ``heldout`` and more: whatever is not called
+        ``train...`` is held out, and what is called ``test...`` is the test.
+
         Raises:
             IntegrityError: a split is no range.
         """
         said = self.info.get("splits")
-        ranges = said if isinstance(said, dict) else {}
-        for name in HELD_OUT:
-            match = re.fullmatch(r"(\d{1,9}):(\d{1,9})", str(ranges.get(name, "0:0")), re.ASCII)
+        claims = set()
+        for name, span in (said if isinstance(said, dict) else {}).items():
+            match = re.fullmatch(r"(\d{1,9}):(\d{1,9})", str(span), re.ASCII)
             if not match:
-                raise IntegrityError(f"{self.root / INFO}: split {name} is {ranges[name]!r:.60}, no range", AGAIN)
-            if int(match[1]) <= index < int(match[2]):
-                return name
-        return "train"
+                raise IntegrityError(f"{self.root / INFO}: split {name:.60} is {span!r:.60}, no range", AGAIN)
+            if name != EVERYTHING and int(match[1]) <= index < int(match[2]):
+                begins = [one for one in SPLITS if name.strip().lower().startswith(one)]
+                claims.add(begins[0] if begins else "val")
+        return next((one for one in SPLITS if one in claims), "train")
 
 
 @functools.lru_cache(maxsize=4)

@@ -15,6 +15,7 @@ import numpy as np
 
 from avrl.errors import ConfigError, IntegrityError
 from avrl.labels import GROUPS, Target, starts, wrapped
+from avrl.lerobot import ACTION, STATE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,9 +23,9 @@ if TYPE_CHECKING:
     import polars as pl
 
     from avrl.episodes import Episode
+    from avrl.labels import Table
     from avrl.lerobot import Dataset
 
-STATE, ACTION = "observation.state", "action"
 KINDS = {STATE: "state_", ACTION: "action_"}  # a column of the data set -> how those of labels.parquet begin
 GRIPPER, OTHER = "gripper", "motion"
 HALF_TURN = np.pi * 1.001  # rad; what rounding adds
@@ -62,12 +63,13 @@ def facts(labels: pl.LazyFrame) -> dict[str, Any]:
     return {kind.rstrip("_"): _called(labels, kind) for kind in KINDS.values()}
 
 
-def targets(labels: pl.DataFrame, gap: int, target: str) -> list[Target]:
+def targets(labels: Table, gap: int, target: str, scratch: Path | None = None) -> list[Target]:
     """All that a robot does, in the units of the data; see `avrl.labels.targets`.
 
     Raises:
         ConfigError: the gap is longer than every episode, or the data has no actions.
     """
+    labels = labels.lazy().collect()
     start = starts(labels, gap)
     state, names = _numbers(labels, KINDS[STATE]), _called(labels, KINDS[STATE])
     reached = _difference(state, names, start, gap)

@@ -34,6 +34,16 @@ def sums_of(lock: str) -> dict[str, str]:
     return sums
 
 
+def listed(origin: str) -> dict[str, str]:
+    """Name -> SHA-256 of what a bucket's manifest lists; empty for other origins, and buckets without one."""
+    if not origin.startswith("s3://"):
+        return {}
+    from avrl.s3 import read_manifest
+
+    manifest = read_manifest(origin) or {}
+    return {file["path"]: file["sha256"] for file in manifest.get("files", ())}
+
+
 def hold_to(sums: Mapping[str, str], files: Mapping[str, str], lock: str, again: str = "fetch it again") -> None:
     """Compare files with the checksums they are held to; both are name -> SHA-256, `lock` is who says so.
 

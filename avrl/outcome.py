@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from avrl import intervals
+from avrl.scratch import BLOCK
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -47,24 +48,26 @@ class Test:
         draws: tuple[int, int],
     ) -> None:
         self.names, self.groups, self.binary = target.dimensions, target.groups, target.binary
-        self.y, self.predicted, self.trained = target.y_NK[tested_M], predicted_MK, trained
+        self.trained = trained
         self.episodes, self.of = np.unique(parts.episode_N[tested_M], return_inverse=True)
         self.seen = np.zeros(len(self.episodes), bool)
         self.seen[self.of] = parts.seen_N[tested_M]
         self.weights = intervals.weights(len(self.episodes), *draws)
 
-        def by_episode(values: np.ndarray) -> np.ndarray:
-            total = np.zeros((len(self.episodes), *values.shape[1:]))
-            np.add.at(total, self.of, values)
-            return total
-
-        y, error = self.y, predicted_MK - self.y
-        self.stats = intervals.Sums(by_episode(np.ones(len(y))), by_episode(error**2), by_episode(y), by_episode(y**2))
-        low, high = np.quantile(target.y_NK[parts.train_N], EDGES, axis=0)
-        same = tokens(y, low, high) == tokens(predicted_MK, low, high)
-        halves = (predicted_MK > 0.5) == (y > 0.5)
+        sse, sum_y, sum_yy, self.right = np.zeros((4, len(self.episodes), len(self.names)))
+        low, high = np.stack([np.quantile(one[parts.train_N], EDGES) for one in target.y_NK.T], 1)
         is_binary = np.array([name in self.binary for name in self.names])
-        self.right = by_episode(np.where(is_binary, halves, same))
+        for at in range(0, len(tested_M), BLOCK):  # pairs may be more than memory holds; episodes are not
+            of, predicted = self.of[at : at + BLOCK], predicted_MK[at : at + BLOCK]
+            y = target.y_NK[tested_M[at : at + BLOCK]]
+            same = tokens(y, low, high) == tokens(predicted, low, high)
+            right = np.where(is_binary, (predicted > 0.5) == (y > 0.5), same)
+            for total, values in ((sse, (predicted - y) ** 2), (sum_y, y), (sum_yy, y**2), (self.right, right)):
+                np.add.at(total, of, values)
+        n_E = np.bincount(self.of, minlength=len(self.episodes)).astype(np.float64)
+        self.stats = intervals.Sums(n_E, sse, sum_y, sum_yy)
+        binary = [k for k, name in enumerate(self.names) if name in self.binary]
+        self.classes = {k: (predicted_MK[:, k], target.y_NK[tested_M, k]) for k in binary}
 
     def rows(self, alpha_K: np.ndarray | None, train: str, *, apart: bool = False) -> Iterator[dict[str, Any]]:
         """Scores on all test episodes and, if `apart`, on those of seen tasks and on those of unseen tasks.
@@ -114,7 +117,8 @@ class Test:
         here = chosen[self.of]
         of, every = self.of[here], np.ones(len(self.episodes))
         rows = (weight_E[of] for weight_E in (every, *self.weights))  # one resample at a time: all are gigabytes
-        curve = auc(self.predicted[here, k], self.y[here, k], rows)
+        predicted_M, y_M = self.classes[k]
+        curve = auc(predicted_M[here], y_M[here], rows)
         note = "" if np.isfinite(curve[0]) else "one class only"
         return {"metric": "auc", **numbers(intervals.interval(curve[0], curve[1:], int(chosen.sum()))), "note": note}
 

@@ -11,6 +11,7 @@ import typer
 
 from avrl.artifact import Artifact
 from avrl.cache import Cache, size
+from avrl.copies import outdated
 from avrl.errors import AvrlError, ConfigError
 from avrl.sources import SAMPLED, SOURCES
 from avrl.stage import run, send_back
@@ -75,7 +76,9 @@ def command(
         found = session.store.resolve(
             "raw",
             ref,
-            where=lambda one, name=name: one.manifest.config["source"] == name,  # type: ignore[misc]
+            where=lambda one, name=name, ref=ref: (  # type: ignore[misc]
+                one.manifest.config["source"] == name and (ref != "" or not outdated(one, session.store))
+            ),
             what=f"raw data of {name}",
             make=advice.fetch(source),
             option="--raw",

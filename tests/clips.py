@@ -168,7 +168,14 @@ def damage(zipped, member, at=0, bit=0):
     """Flip a bit of a stored member inside its zip, which leaves the zip's checksum of it behind."""
     with zipfile.ZipFile(zipped) as archive:
         start = archive.getinfo(member).header_offset + 30 + len(member)
-    zipped.write_bytes(flipped(zipped.read_bytes(), start + at, bit))
+    replace(zipped, flipped(zipped.read_bytes(), start + at, bit))
+
+
+def replace(path, data):
+    """Put other bytes into a file as a failing disk does: its time stays."""
+    before = path.stat()
+    path.write_bytes(data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 # Bridge: an independent writer of TFRecord and tf.Example.

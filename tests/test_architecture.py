@@ -42,10 +42,10 @@ LAYERS = {
     """,
     "nouns": """
         avrl.episodes avrl.frames avrl.plan avrl.packing avrl.workers avrl.pairs avrl.augment avrl.store
-        avrl.labels avrl.hand_motion avrl.lerobot_motion
+        avrl.labels avrl.hand_motion avrl.lerobot_motion avrl.scratch
         avrl.codec avrl.video avrl.stills avrl.claims avrl.lerobot avrl.pickles
         avrl.http avrl.server avrl.s3 avrl.mirror avrl.zips avrl.remotezip avrl.members avrl.locks avrl.remotestore
-        avrl.addresses avrl.remotetensors
+        avrl.addresses avrl.copies avrl.remotetensors
         avrl.tfrecord avrl.intervals avrl.outcome avrl.splits avrl.torchvision_ops
         avrl.correctness avrl.stillness avrl.camera_motion avrl.subsets
         avrl.sources avrl.sources.bridge avrl.sources.bridge_lerobot avrl.sources.bridge_raw avrl.sources.bridge_rlds

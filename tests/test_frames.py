@@ -520,7 +520,7 @@ class Prep:
         return process.returncode, json.loads(out)["artifacts"][0]
 
     def forget(self):
-        self.zipped.write_bytes(self.whole)
+        clips.replace(self.zipped, self.whole)
         shutil.rmtree(self.cache.root / "frames", ignore_errors=True)
 
     def done(self):

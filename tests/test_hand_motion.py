@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 
 import clips
 import h5py
@@ -11,7 +12,7 @@ import polars as pl
 import pytest
 from made import features_of, frame_store
 
-from avrl import features, hand_motion, labels
+from avrl import features, hand_motion, labels, outcome, probing, scratch
 from avrl.episodes import Episode, table
 from avrl.errors import ConfigError, IntegrityError
 from avrl.probes import Given, Task, Who
@@ -100,10 +101,37 @@ def test_numbers_do_not_depend_on_how_many_pairs_are_worked_off_at_once(tmp_path
     turns = np.linalg.qr(rng.normal(size=(40, 3, 3)))[0]
     found, _ = extracted(tmp_path, [poses(40, at=at, turn=turns, eye=rng.normal(size=(40, 3)), sure={})], [40])
     whole = hands(found, 3)
-    monkeypatch.setattr(hand_motion, "ROWS", 7)
+    monkeypatch.setattr(hand_motion, "BLOCK", 7)
     for name, one in hands(found, 3).items():
         np.testing.assert_array_equal(one.y_NK, whole[name].y_NK)
         np.testing.assert_array_equal(one.state_NS, whole[name].state_NS)
+
+
+def test_memory_does_not_grow_with_the_pairs(tmp_path, monkeypatch):
+    """It was 1.6 kB a pair: part 1 is 12 million pairs."""
+    n, length, rng = 20_000, 100, np.random.default_rng(0)
+    names = [*hand_motion.TURN, *hand_motion.EYE, *(f"{one}_{axis}" for one in hand_motion.NAMES for axis in "xyz")]
+    columns = {name: rng.random(n, np.float32) for name in names}
+    columns |= {f"{name}_confidence": np.ones(n, np.float32) for name in hand_motion.NAMES}
+    keys = {"episode_index": np.repeat(np.arange(n // length), length), "frame_index": np.tile(np.arange(length), 200)}
+    pl.DataFrame({**keys, **columns}).write_parquet(tmp_path / "labels.parquet")
+    names = [f"task {k % 3}" for k in range(200)]
+    told = {"episode_index": range(200), "task": names, "split": "train", "fps": 30.0}
+    pl.DataFrame(told).write_parquet(tmp_path / "episodes.parquet")
+    del columns
+    for module in (hand_motion, outcome, probing, scratch):
+        monkeypatch.setattr(module, "BLOCK", 1000)
+    (tmp_path / "out").mkdir()
+    tracemalloc.start()
+    score(
+        tmp_path / "out",
+        Who("state", "", "none"),
+        Task("egodex", 1, "reached", (), 0, 100, ()),
+        Given(tmp_path, tmp_path),
+    )
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 200 * n
 
 
 def test_pairs_never_cross_episodes(tmp_path):
@@ -167,6 +195,17 @@ def test_a_pose_that_is_no_number_is_not_sure(tmp_path):
     assert both["right hand"].rows["frame_index"].to_list() == [0, 3]
     assert both["left hand"].rows["frame_index"].to_list() == [0, 1, 2, 3]
     assert all(np.isfinite(one.y_NK).all() for one in both.values())
+
+
+def test_scores_do_not_depend_on_how_many_pairs_are_worked_off_at_once(walked, tmp_path, monkeypatch):
+    found = []
+    for name, block in (("whole", scratch.BLOCK), ("parts", 7)):
+        for module in (hand_motion, outcome, scratch):
+            monkeypatch.setattr(module, "BLOCK", block)
+        scored(walked, tmp_path / name, "oracle")
+        found.append([pl.read_parquet(tmp_path / name / f"{one}.parquet") for one in ("scores", "episodes")])
+    for one, other in zip(*found, strict=True):
+        assert one.equals(other)
 
 
 # What is refused.

@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from avrl import labels
+from avrl import frames, labels
 from avrl.cache import Cache
 from avrl.episodes import View, table
 from avrl.errors import ConfigError, IntegrityError
@@ -136,6 +136,36 @@ def test_more_numbers_than_promised_are_refused(tmp_path, those):
 
     with pytest.raises(IntegrityError, match=r"file-000\.parquet: action has 7 numbers, 6 are promised"):
         lerobot_motion.columns(raw, episode, tmp_path)
+
+
+def test_an_episode_with_a_number_that_is_none_can_be_dropped_and_the_others_have_labels(tmp_path):
+    those = forms.trajectories(lengths=(6, 5, 7))
+    those[1].state[2, 4], those[2].action[3, 1] = np.nan, np.inf
+    raw = forms.linked(source, forms.lerobot3(tmp_path / "copy", those, kind="image"), tmp_path / "raw", ("all",))
+    with pytest.raises(
+        IntegrityError, match=r"file-000\.parquet: observation\.state of episode 1 is no finite vectors"
+    ):
+        source.frames(raw, source.survey(raw)[0][1], View(16), tmp_path)
+    job = frames.Job("lerobot", raw, tmp_path, View(16), 90, drop=True)
+    first, *records = [frames.encode_episode(job, one) for one in source.survey(raw)[0]]
+    assert "action of episode 2 is no finite vectors" in records[1]["dropped"]["reason"]
+    assert [one["dropped"]["episode_id"] for one in records] == ["episode 1", "episode 2"]
+    (tmp_path / "out").mkdir()
+    table([{**first["episode"], "dataset_from_index": 0}]).write_parquet(tmp_path / "episodes.parquet")
+    assert labels.extract(raw, tmp_path, tmp_path / "out", "lerobot")["frames"] == 6
+
+
+def test_one_number_that_is_no_list_is_a_vector_of_one(tmp_path):
+    those = forms.trajectories(lengths=(6,))
+    copy = forms.lerobot3(tmp_path / "copy", those, kind="image")
+    said = {"dtype": "float32", "shape": [1], "names": None}
+    info = forms.info("v3.0", those, kind="image")
+    forms.write(copy / "meta/info.json", info | {"features": info["features"] | {"action": said}})
+    path = copy / "data/chunk-000/file-000.parquet"
+    pl.read_parquet(path).with_columns(pl.col("action").list.first()).write_parquet(path)
+    raw = forms.linked(source, copy, tmp_path / "raw", ("all",))
+    episode = source.frames(raw, source.survey(raw)[0][0], View(16), tmp_path)[0]
+    np.testing.assert_array_equal(source.dataset(raw, episode).numbers(0, "action"), those[0].action[:, :1])
 
 
 def test_probe_from_a_folder_links_and_prepares_it_once(tmp_path, those):

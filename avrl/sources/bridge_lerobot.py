@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from avrl.claims import AGAIN
 from avrl.errors import IntegrityError
 from avrl.labels import DIMENSIONS
+from avrl.lerobot import ACTION, STATE
 from avrl.sources.bridge_rlds import SHARDS
 from avrl.sources.lerobot import FOLDER, dataset, frames, linked, names_of, survey
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["frames", "local_files", "relabelled", "robot", "survey"]
 
-STATE, ACTION = "observation.state", "action"
 PAD = "pad"
 PLACELESS = re.compile(r"(motor|dim|axis)?_?\d+|(state|actions?)(_?\d+)?")  # says no more than a place or a column does
 

@@ -14,7 +14,7 @@ import numpy as np
 from avrl import stills, video
 from avrl.episodes import Dropped, Episode, View
 from avrl.errors import ConfigError, IntegrityError, NotFoundError
-from avrl.lerobot import INFO, Dataset, load
+from avrl.lerobot import ACTION, INFO, STATE, Dataset, load
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -191,12 +191,16 @@ def frames(raw: Path, episode: Episode, view: View, scratch: Path) -> tuple[Epis
     """Open an episode: its frames, of which there are as many as it has rows.
 
     Raises:
-        IntegrityError: its rows, its time range or its task are damaged.
+        IntegrityError: its rows, its time range or its task are damaged, or a state or an action is no number.
         MismatchError: they differ in length.
         DecodeError: a damaged clip or picture (while iterating).
     """
     data, index = dataset(raw, episode), episode.offset
     data.table(index, ())  # a clip alone does not say how many frames the robot saw
+    for column in (STATE, ACTION):
+        shape = data.features.get(column, {}).get("shape")
+        if isinstance(shape, list) and len(shape) == 1:  # of others no labels are made
+            data.numbers(index, column)  # here, where it can be dropped: labels are made of what is left
     language = data.language(index)
     stride = view.stride(data.fps, str(raw / episode.file))
     opened = episode.opened(data.rows[index]["length"], data.fps, stride, language=language)

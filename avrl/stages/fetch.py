@@ -2,7 +2,7 @@
 
 Only the parts asked for are fetched, or only some members of their zips (`avrl.members`). A finished file is never
 fetched again; an unfinished one goes on where it stopped (`avrl.http`). Content is read only to see that a zip is whole
-and harmless (`avrl.zips`), and to hold it to known checksums.
+and harmless (`avrl.zips`), and to hold it to known checksums. A linked folder that has changed is another request.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 from urllib.parse import quote
 
+from avrl import copies
 from avrl.addresses import origin_of, require_bucket
 from avrl.artifact import SCRATCH
 from avrl.cache import Cache, counted, hours, size
-from avrl.config import AT_LEAST_0, AT_LEAST_1, Opt, require_ranges
+from avrl.config import AT_LEAST_0, AT_LEAST_1, Opt, as_json, require_ranges
 from avrl.errors import ConfigError, IntegrityError
-from avrl.locks import accept, sums_of
+from avrl.locks import accept, listed, sums_of
 from avrl.sources import SAMPLE, UNPUBLISHED, source
 from avrl.stage import Built, Inputs, Stage
 
@@ -49,11 +50,19 @@ class FetchConfig:
     mirror: Annotated[str, Opt("Copy the artifact to s3://BUCKET/PREFIX, its manifest last", runtime=True)] = ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class LinkedConfig(FetchConfig):
+    """The same of a folder: what it holds now is part of what is asked, else its key would be its path alone."""
+
+    folder: Annotated[str, Opt("Files, bytes, and a digest of names, sizes and times", hidden=True)] = ""
+
+
 def settled(config: FetchConfig) -> FetchConfig:
     """The same request in its one spelling, so that ``--part 1`` and ``--part part1`` have the same key.
 
     Raises:
         ConfigError: an unknown part, an origin that is neither a plain URL nor a folder, or no folder of a LeRobot set.
+        NotFoundError: the folder lacks a part.
     """
     module = source(config.source)
     names = {f"part{name}" if f"part{name}" in module.PARTS else name for name in config.part}
@@ -74,7 +83,10 @@ def settled(config: FetchConfig) -> FetchConfig:
         require_bucket(config.mirror)
     if config.task or config.episodes or config.stream:
         module.chosen([], (), 0)  # refuses where it makes no sense
-    return replace(config, part=parts, origin=origin, task=tuple(sorted(set(config.task))))
+    found = replace(config, part=parts, origin=origin, task=tuple(sorted(set(config.task))))
+    if not origin.startswith("/"):
+        return found
+    return LinkedConfig(**{**vars(found), "folder": copies.state(module.local_files(Path(origin), parts))})
 
 
 def licence(config: FetchConfig) -> list[str]:
@@ -90,20 +102,19 @@ def expect(config: FetchConfig, cache: Cache) -> str:
     """What a dry run says of a settled request: files, bytes, time.
 
     Raises:
-        NotFoundError: a local copy lacks a part.
         DiskFullError: the disk is too small.
     """
     module, key = source(config.source), STAGE.key(config, {})
     if cache.find(STAGE.name, key):
         return ""
     place = _place(config)
+    partial = cache.partial(STAGE.name, _slug(config, {}), key)
     if _some(config) or config.stream:
         chosen = [one for members in _choice(config).values() for one in members]
         told = (
             f"{counted(sum(one.filename.endswith('.mp4') for one in chosen), 'clip')}, {size(_bytes(chosen))} to fetch"
         )
         if not config.stream:
-            partial = cache.partial(STAGE.name, _slug(config, {}), key)
             _require_room(config, chosen, cache, partial)
         kept = ", of which nothing is kept" if config.stream else ""
         return f"{told}{kept}: {_hours(_bytes(chosen), config.price)}"
@@ -112,7 +123,7 @@ def expect(config: FetchConfig, cache: Cache) -> str:
     files = counted(len(module.remote_files(config.part)), "file")
     if config.origin:
         return f"{files}; the mirror tells their sizes when asked"
-    n_bytes = _require_space(config, cache, cache.partial(STAGE.name, _slug(config, {}), key))
+    n_bytes = _require_space(config, cache, partial)
     return f"{files}, {size(n_bytes)} to fetch: {_hours(n_bytes, config.price)}"
 
 
@@ -159,7 +170,7 @@ def _build(config: FetchConfig, _: Inputs, folder: Path) -> Built:
     if _some(config) or config.stream:
         arrivals = _pick(config, folder)
     else:
-        sums = sums or _listed(config)
+        sums = sums or listed(config.origin)
         arrivals = _link(config, place, folder) if place else _download(config, folder)
     for part, path in arrivals:
         try:
@@ -171,19 +182,8 @@ def _build(config: FetchConfig, _: Inputs, folder: Path) -> Built:
                 path.unlink(missing_ok=True)
             raise
     kind = {"": "published", "sample": "sample"}.get(config.origin, "folder" if place else "mirror")
-    totals = sum(parts.values(), Counter[str]())
-    facts = {"origin": kind, **totals, "parts": {part: dict(+count) for part, count in parts.items()}}
-    return Built(facts, licence(config))
-
-
-def _listed(config: FetchConfig) -> dict[str, str]:
-    """Name -> SHA-256 of what a bucket's manifest lists; empty for other origins, and buckets without one."""
-    if not config.origin.startswith("s3://"):
-        return {}
-    from avrl.s3 import read_manifest
-
-    manifest = read_manifest(config.origin) or {}
-    return {file["path"]: file["sha256"] for file in manifest.get("files", ())}
+    told = {"origin": kind, **sum(parts.values(), Counter[str]())}
+    return Built({**told, "parts": {part: dict(+count) for part, count in parts.items()}}, licence(config))
 
 
 def _choice(config: FetchConfig) -> dict[str, list[zipfile.ZipInfo]]:
@@ -220,11 +220,10 @@ def _pick(config: FetchConfig, folder: Path) -> Iterator[tuple[str, Path]]:
     from avrl.remotezip import SUFFIX, RemoteZip
 
     choice = _choice(config)
-    total = sum(map(_bytes, choice.values()))
     if not config.stream:
         chosen = [one for some in choice.values() for one in some]
         _require_room(config, chosen, Cache(folder.parent.parent), folder)
-    with bar(_slug(config, {}), total, "B", unit_scale=True) as shown:
+    with bar(_slug(config, {}), sum(map(_bytes, choice.values())), "B", unit_scale=True) as shown:
         for part, members in choice.items():
             names, target, place = [one.filename for one in members], folder / f"{part}.zip", _zip(config, part)
             if config.stream:
@@ -238,8 +237,9 @@ def _pick(config: FetchConfig, folder: Path) -> Iterator[tuple[str, Path]]:
 
 def _link(config: FetchConfig, place: Path, folder: Path) -> Iterator[tuple[str, Path]]:
     """Put links to a local copy's files where the published ones would lie."""
-    module = source(config.source)
-    for name, path in module.local_files(place, config.part).items():
+    files = source(config.source).local_files(place, config.part)
+    copies.tell(Cache(folder.parent.parent), as_json(config, runtime=False), files)
+    for name, path in files.items():
         # A file counts for the part that its name says, what several share for the first of them.
         part = next((one for one in config.part if one in name), config.part[0])
         link = folder / name

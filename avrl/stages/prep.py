@@ -70,9 +70,11 @@ def _slug(config: PrepConfig, inputs: Inputs) -> str:
 
 
 def _build(config: PrepConfig, inputs: Inputs, out: Path) -> Built:
+    from avrl.copies import require_same
     from avrl.frames import prepare
     from avrl.video import chain
 
+    require_same(inputs["raw"])
     cache, job, share = Cache(out.parent.parent), _job(config, inputs, out / SCRATCH), _share(config)
     partials = _partials(config, inputs, cache)
     planned = out / SCRATCH / "planned"  # to fit

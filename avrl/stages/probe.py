@@ -94,8 +94,10 @@ def looks(config: ScoresConfig) -> bool:
 
 
 def _build_labels(config: LabelsConfig, inputs: Inputs, out: Path) -> Built:
+    from avrl.copies import require_same
     from avrl.labels import extract
 
+    require_same(inputs["raw"])  # else labels of what is now would stand beside frames of what was
     return Built(extract(inputs["raw"].root, inputs["frames"].root, out, inputs["raw"].manifest.config["source"]))
 
 
@@ -103,9 +105,8 @@ def _build_scores(config: ScoresConfig, inputs: Inputs, out: Path) -> Built:
     from avrl.artifact import verify
     from avrl.probes import Given, Task, Who
 
-    for role in ("labels", "features", "stills"):
-        if role in inputs:
-            verify(inputs[role])
+    for one in (inputs[role] for role in ("labels", "features", "stills") if role in inputs):
+        verify(one)
     kind, roots = KINDS[config.probe], {role: one.root for role, one in inputs.items()}
     task = Task(
         probe=config.probe,

@@ -224,6 +224,9 @@ def test_depth_maps_are_no_cameras(tmp_path, those):
         ({"train": "0:2"}, ["train"] * 4),
         ({"all": "0:4"}, ["train"] * 4),
         ({"val": "0:4"}, ["val"] * 4),
+        ({"train": "0:2", "validation": "2:4"}, ["train", "train", "val", "val"]),  # by whatever name: held out
+        ({"train": "0:1", "Eval": "1:2", "test_unseen": "2:3", "held-out": "3:4"}, ["train", "val", "test", "val"]),
+        ({"training": "0:4", "dev": "0:1", "testing": "0:2"}, ["test", "test", "train", "train"]),
     ],
 )
 def test_splits_are_those_of_the_data_set(tmp_path, those, splits, want):
@@ -330,10 +333,11 @@ def test_a_camera_whose_name_leaves_the_folder_is_refused(tmp_path, those):
         lerobot.load(copy).file(0, "../../up")
 
 
+@pytest.mark.parametrize("name", ["train", "validation"])
 @pytest.mark.parametrize("said", ["0:1:2", "a:b", "-1:3", 3, ["0:3"], None])
-def test_a_split_that_is_no_range_is_refused(tmp_path, those, said):
-    copy = forms.lerobot2(tmp_path, those[:2], splits={"train": said})
-    with pytest.raises(IntegrityError, match=r"split train is .*, no range"):
+def test_a_split_that_is_no_range_is_refused(tmp_path, those, said, name):
+    copy = forms.lerobot2(tmp_path, those[:2], splits={name: said})
+    with pytest.raises(IntegrityError, match=rf"split {name} is .*, no range"):
         source.local_files(copy, ALL)
 
 
