@@ -143,10 +143,10 @@ def _saved(like: str, config: type[Any], session: Session) -> dict[str, Any]:
     foreign = [field.name for field in wanted if field.name not in saved]
     if foreign:
         raise ConfigError(f"--like {like}: no artifact of this verb (it has no {foreign[0]!r})", "see avrl --help")
-    values = {field.name: saved[field.name] for field in wanted}
+    values = {field.name: saved[field.name] for field in wanted if saved[field.name] != ""}  # "" is what has no part
     for field in wanted:
-        if typing.get_origin(field.type) is tuple and not isinstance(values[field.name], list):
-            values[field.name] = [values[field.name]]
+        if typing.get_origin(field.type) is tuple and not isinstance(saved[field.name], list):
+            values[field.name] = [saved[field.name]]
     return values
 
 

@@ -179,6 +179,8 @@ def test_everything_that_can_be_probed_runs_and_is_found_the_second_time(few, wh
         assert {one["hit"] for one in made} == {hit}
         runs = 2 if SPOKEN[what][:1] in (["--gap"], ["--seeds"]) else 1
         assert sum("two-stream" in one["ref"] or "videomae" in one["ref"] for one in made) == 4 * runs
+    like = inside(few, *words[:6], "--like", made[-1]["ref"], "--dry-run")
+    assert (like.exit_code, "miss scores" in like.stderr) == (0, False), like.output
     if what == "clusters":
         table = pl.concat([pl.read_parquet(one) for one in few.glob("scores/clusters-*/scores.parquet")])
         assert "from frame t shown twice" in set(table["note"])
