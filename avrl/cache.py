@@ -84,7 +84,7 @@ class Cache:
             raise NotFoundError(f"{named} in {self.root.absolute()}", f"make it with: {make}" if make else "")
         names = ", ".join(one.ref for one in fits)
         raise NotFoundError(
-            f"{len(fits)} {what} fit in {self.root.absolute()}: {names}",
+            f"{what}: {len(fits)} fit in {self.root.absolute()}: {names}",
             f"name one with: {option} {fits[0].ref}" if option else "name one of them",
         )
 
