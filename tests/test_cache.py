@@ -44,7 +44,7 @@ def test_several_are_listed_not_guessed(cache, three):
         cache.resolve("tiny", option="--tiny")
     listed = sorted(one.ref for one in three)
     assert str(caught.value) == f"tiny: 3 fit in {cache.root}: {', '.join(listed)}; name one with: --tiny {listed[0]}"
-    with pytest.raises(NotFoundError, match=r"2 tiny fit .*; name one of them"):
+    with pytest.raises(NotFoundError, match=r"tiny: 2 fit .*; name one of them"):
         cache.resolve("tiny", "tiny-lower")
 
 
