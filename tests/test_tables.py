@@ -252,7 +252,7 @@ def test_plain_columns_align_with_wide_characters():
     assert len(lines) == 3
     assert lines[1].index("1") == lines[2].rindex("2") - 2  # two wide characters take four cells
     assert "\x1b" not in "".join(lines)
-    assert plain(view, 1, 200).splitlines()[-1] == "... on the page as well: 1 rows"
+    assert plain(view, 1, 200).splitlines()[-1] == "... on the page as well: 1 row"
 
 
 def test_demo_has_the_sizes_it_claims(cache):
