@@ -48,10 +48,11 @@ class PixelDifference(nn.Module):
         _, T, H, W, C = frames_BTHWC.shape
         if (T, C) != (2, 3):
             raise ValueError(f"frames must be (B, 2, H, W, 3), got {tuple(frames_BTHWC.shape)}")
-        x_BHWC = frames_BTHWC[:, 1].float() - frames_BTHWC[:, 0].float()  # exact: bytes
-        rows_nH = areas(H, self.side).to(x_BHWC.device)
-        columns_nW = areas(W, self.side).to(x_BHWC.device)
-        x_BnWC = torch.einsum("nh,bhwc->bnwc", rows_nH, x_BHWC)  # one side at a time: 16 times less to add up
+        rows_nH = areas(H, self.side).to(frames_BTHWC.device)
+        columns_nW = areas(W, self.side).to(frames_BTHWC.device)
+        # Exact, as they are bytes; a sample at a time, which stays in a processor's cache: a quarter of the time.
+        x_nWC = (rows_nH @ (b_HWC.float() - a_HWC).flatten(1) for a_HWC, b_HWC in frames_BTHWC)
+        x_BnWC = torch.stack([*x_nWC]).unflatten(2, (W, C))  # one side at a time: 16 times less to add up
         return torch.einsum("mw,bnwc->bnmc", columns_nW, x_BnWC) / 255
 
 
