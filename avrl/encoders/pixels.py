@@ -52,7 +52,7 @@ class PixelDifference(nn.Module):
         columns_nW = areas(W, self.side).to(frames_BTHWC.device)
         # Exact, as they are bytes; a sample at a time, which stays in a processor's cache: a quarter of the time.
         x_nWC = (rows_nH @ (b_HWC.float() - a_HWC).flatten(1) for a_HWC, b_HWC in frames_BTHWC)
-        x_BnWC = torch.stack([*x_nWC]).unflatten(2, (W, C))  # one side at a time: 16 times less to add up
+        x_BnWC = torch.stack([*x_nWC]).view(-1, self.side, W, C)  # one side at a time: 16 times less to add up
         return torch.einsum("mw,bnwc->bnmc", columns_nW, x_BnWC) / 255
 
 

@@ -27,7 +27,7 @@ def unit(frames_BTHWC: Tensor, image_size: int) -> Tensor:
         raise TypeError(f"frames must be uint8, got {frames_BTHWC.dtype}")
     flat_NCHW = frames_BTHWC.flatten(0, 1).permute(0, 3, 1, 2)
     few = IN_CACHE if flat_NCHW.device.type == "cpu" else len(flat_NCHW)
-    parts = [_averaged(part_NCHW.float(), image_size) / 255 for part_NCHW in flat_NCHW.split(few)]
+    parts = [_averaged(part_NCHW.float(), image_size) / 255 for part_NCHW in torch.split(flat_NCHW, few)]
     return torch.cat(parts).reshape(*frames_BTHWC.shape[:2], 3, image_size, image_size)
 
 
