@@ -125,6 +125,11 @@ def few(protocol: Protocol, width: int = 640) -> Spec:
     return _ends(rows, say("training episodes"), f"{say(protocol.group)} R²", width, log=True)
 
 
+def speaks(protocol: Protocol) -> bool:
+    """Whether a protocol has a row for `few` and `gaps` yet: a matrix that was stopped early may have floors alone."""
+    return not _spoken(protocol, protocol.scores).is_empty()
+
+
 def _spoken(protocol: Protocol, scores: pl.DataFrame) -> pl.DataFrame:
     """Mean R2 of the headline group on all test tasks: headline rows of trained and outside encoders, and the floor."""
     rows = scores.join(headline(protocol), on="label", how="semi", maintain_order="left")

@@ -152,13 +152,14 @@ def _figures(folder: Path, protocol: Protocol, every: Sequence[Protocol]) -> dic
     if not protocol.scores.filter(pl.col("dimension") != "mean", metric="r2").is_empty():
         caption = say("Headline rows by target dimension: R² on held-out episodes, as shade and as number.")
         found[caption] = _draw(folder, f"heat-{slug}", partial(pictures.heat, protocol), page.NARROW)
-    if set(protocol.others["train"]) & set(pictures.SHARES):
+    if set(protocol.others["train"]) & set(pictures.SHARES) and pictures.speaks(protocol):
         caption = say(
             "Headline R² against the training episodes of the probe, with 95% intervals. What lies below -0.5 is drawn "
             "there."
         )
         found[caption] = _draw(folder, f"few-{slug}", partial(pictures.few, protocol), page.NARROW_CURVES)
     alike = [one for one in every if (one.probe, one.target) == (protocol.probe, protocol.target)]
+    alike = [one for one in alike if pictures.speaks(one)]
     alike = list({one.scores["gap"][0]: one for one in reversed(alike)}.values())
     if len(alike) > 1 and protocol is every[min(every.index(one) for one in alike)]:
         caption = say(
