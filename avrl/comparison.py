@@ -33,6 +33,7 @@ CEILING = "oracle"  # sees the state before and after
 WHOLE, UNSEEN = "val", "val-unseen"
 EVERY = "all"  # episodes, where nothing is fitted
 
+ATTENTIVE = "attentive"  # a solver; the other one, the ridge, goes without saying
 _TEXT = ["probe", *ID, "target", "group", "dimension", "split", "metric", "fingerprint", "note"]
 _WHOLE_NUMBERS = ["dims", "gap", "n_train", "n_test", "episodes_train", "episodes_test"]
 _SINCE_3 = {
@@ -138,13 +139,15 @@ def comparable(scores: pl.DataFrame, episodes: pl.DataFrame) -> list[Protocol]:
             name,
         ),
     )
-    slugs = {name: _slug("{probe}-{target}-gap{gap}".format(**heads[name])) for name in ranked}
+    attentive = {name for name, part in parts.items() if ATTENTIVE in part["solver"]}  # its floors are the ridge's
+    ends = {name: f"-{ATTENTIVE}" * (name in attentive) for name in ranked}
+    slugs = {name: _slug("{probe}-{target}-gap{gap}".format(**heads[name]) + ends[name]) for name in ranked}
     shared = Counter(slugs.values())
     return [
         Protocol(
             name,
             slugs[name] if shared[slugs[name]] == 1 else f"{slugs[name]}-{_slug(name)}",
-            _title(heads[name]),
+            say("{title}, attentive probe", title=_title(heads[name])) if name in attentive else _title(heads[name]),
             "" if name == ranked[0] else _apart(heads[name], heads[ranked[0]]),
             _labelled(parts[name]),
             others.filter(fingerprint=name),

@@ -105,6 +105,17 @@ def test_twins_stand_beside_trained_rows_and_floors_last(cache):
     }
 
 
+def test_an_attentive_probe_is_named_so_whatever_its_floors_were_fitted_by(cache):
+    """Two solvers on the same pairs were told apart by digests alone."""
+    other = [Row(fingerprint="b" * 12), Row(encoder="mean", init="none", fingerprint="b" * 12)]
+    scores, episodes = read(score(cache, TRAINED, RANDOM, *FLOORS, *other))
+    attentive = (pl.col("fingerprint") == "b" * 12) & (pl.col("encoder") == "two-stream")
+    scores = scores.with_columns(solver=pl.when(attentive).then(pl.lit("attentive")).otherwise(pl.lit("ridge")))
+    named = {one.fingerprint[0]: (one.slug, one.title) for one in comparable(scores, episodes)}
+    assert named["a"] == ("bridge-reached-gap3", "bridge: reached motion over 0.6 s (gap 3)")
+    assert named["b"] == (f"{named['a'][0]}-attentive", f"{named['a'][1]}, attentive probe")
+
+
 def test_different_fingerprints_never_share_a_table(cache):
     rows = [TRAINED, RANDOM, *FLOORS]
     others = [Row(fingerprint="b" * 12, gap=5), Row(fingerprint="c" * 12)]
